@@ -1,0 +1,242 @@
+"""Checkpoints that `torch.load` reads with its safe defaults, and that a crash cannot damage."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_dset.config import build_from_config
+from sparse_dset.models.detector import Detector
+
+_SCALARS = (str, int, float, bool, type(None))
+
+
+def save_checkpoint(
+    path: str | Path,
+    *,
+    model_state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    **entries: Any,
+) -> None:
+    """Writes a checkpoint in one atomic step.
+
+    The file is written beside its final place, flushed to the disk and then renamed, so that
+    ``path`` holds either the former checkpoint or the whole new one, never a part.
+
+    Args:
+        path: the file to write; its folder is made when it is absent.
+        model_state: the model's state dict, stored under ``model``.
+        config: the resolved configuration, plain values only.
+        entries: anything else to store (``ema``, ``optimizer``, ``step``, ``metrics``, ...).
+
+    Raises:
+        TypeError: a value other than str, int, float, bool, None, list, tuple, dict or tensor;
+            the message shows where it stands.
+    """
+    content = {"model": dict(model_state), "config": dict(config), **entries}
+    assert_plain(content)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU; weights stored in half precision come back as float32.
+
+    Args:
+        path: the file.
+        trust: also unpickle arbitrary objects. Such a file can run any code: set this only for
+            files whose origin you trust.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is cut short or not a checkpoint, or it holds objects that the safe
+            loader refuses and ``trust`` is False.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"the checkpoint {path} is empty")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and plain values, or is no checkpoint, so the safe "
+            "loader refuses it. If you trust where the file comes from, load it with trust=True "
+            f"(it may run code) and save it again. The loader says: {error}"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"the checkpoint {path} is damaged or cut short: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of entries")
+    if content.get("half"):
+        content["model"] = {name: _widen(value) for name, value in content["model"].items()}
+    return content
+
+
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights to use from a checkpoint: the averaged (EMA) ones when it has them.
+
+    Raises:
+        ValueError: the checkpoint has neither ``ema`` nor ``model``.
+    """
+    ema = checkpoint.get("ema")
+    if ema:
+        return ema["model"]
+    if "model" not in checkpoint:
+        raise ValueError(
+            "the checkpoint has neither 'ema' nor 'model' entries, only "
+            f"{sorted(map(str, checkpoint))[:8]}"
+        )
+    return checkpoint["model"]
+
+
+def load_detector(path: str | Path, *, trust: bool = False) -> Detector:
+    """Builds the detector that a checkpoint describes, with its weights, ready to predict.
+
+    Args:
+        path: a training checkpoint or exported weights; the averaged weights are taken.
+        trust: see `load_checkpoint`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_checkpoint`; or the checkpoint lacks the
+            configuration of its model.
+        RuntimeError: the weights do not fit the configuration.
+    """
+    checkpoint = load_checkpoint(path, trust=trust)
+    if "model" not in checkpoint.get("config", {}):
+        raise ValueError(
+            f"{path} does not say which model it holds (no config.model); build one with "
+            "build_detector and fill it with load_weights"
+        )
+    detector = build_from_config(checkpoint["config"], pretrained=False)
+    detector.load_state_dict(model_weights(checkpoint))
+    return detector.eval()
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did with each name.
+
+    Attributes:
+        loaded: names copied into the model.
+        missing: names of the model that the state dict lacks (they keep their values).
+        unexpected: names of the state dict that the model lacks.
+        mismatched: name -> (shape in the file, shape in the model), not copied.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors loaded"]
+        lines += [
+            f"  other shape: {name} {list(theirs)} in the file, {list(ours)} in the model"
+            for name, (theirs, ours) in self.mismatched.items()
+        ]
+        lines += [f"  not in the file: {name}" for name in self.missing]
+        lines += [f"  not in the model: {name}" for name in self.unexpected]
+        return "\n".join(lines)
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
+    """Copies every tensor whose name and shape match, for fine-tuning from another model.
+
+    Layers of another shape (the heads, with another number of classes) keep their own values
+    and are listed in the report.
+
+    Raises:
+        ValueError: not one tensor matches.
+    """
+    own = model.state_dict()
+    shared = [name for name in state_dict if name in own]
+    mismatched = {
+        name: (tuple(state_dict[name].shape), tuple(own[name].shape))
+        for name in shared
+        if state_dict[name].shape != own[name].shape
+    }
+    loaded = tuple(name for name in shared if name not in mismatched)
+    if not loaded:
+        raise ValueError(
+            "none of the weights match the model: the file has names such as "
+            f"{list(state_dict)[:3]}, the model {list(own)[:3]}"
+        )
+    model.load_state_dict({name: state_dict[name] for name in loaded}, strict=False)
+    return LoadReport(
+        loaded=loaded,
+        missing=tuple(name for name in own if name not in state_dict),
+        unexpected=tuple(name for name in state_dict if name not in own),
+        mismatched=mismatched,
+    )
+
+
+def export_weights(source: str | Path, destination: str | Path, *, half: bool = True) -> None:
+    """Writes the weights and the configuration of a training checkpoint, without its state.
+
+    Args:
+        source: a training checkpoint; its EMA weights are taken when it has them.
+        destination: the file to write.
+        half: store kernels and matrices in float16. Vectors (norms, biases) and tensors that
+            float16 cannot hold stay float32. `load_checkpoint` gives float32 back.
+    """
+    checkpoint = load_checkpoint(source)
+    weights = model_weights(checkpoint)
+    kept = {name: checkpoint[name] for name in ("metrics", "class_names") if name in checkpoint}
+    save_checkpoint(
+        destination,
+        model_state={k: _narrow(v) for k, v in weights.items()} if half else weights,
+        config=checkpoint.get("config", {}),
+        half=half,
+        **kept,
+    )
+
+
+def assert_plain(value: Any, where: str = "checkpoint") -> None:
+    """Checks that a value holds nothing but what the safe loader of `torch.load` accepts.
+
+    Types are compared exactly: a NumPy float is a subclass of float, and refused on loading.
+
+    Raises:
+        TypeError: some other object; the message shows the path to it.
+    """
+    if type(value) is dict:
+        for key, item in value.items():
+            assert_plain(key, f"{where} key")
+            assert_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for position, item in enumerate(value):
+            assert_plain(item, f"{where}[{position}]")
+    elif not isinstance(value, Tensor) and type(value) not in _SCALARS:
+        raise TypeError(
+            f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint may "
+            "hold str, int, float, bool, None, list, tuple, dict and tensors only"
+        )
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    if tensor.dtype != torch.float32 or tensor.dim() < 2:
+        return tensor
+    half = tensor.half()
+    return half if bool(half.isfinite().all()) else tensor
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

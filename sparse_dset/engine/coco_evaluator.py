@@ -1,0 +1,232 @@
+"""COCO's average precision of a detector."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from sparse_dset.data.coco import CocoDetection, ImageRecord
+
+_MAX_DETECTIONS = (1, 10, 100)
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """What was found in one image: scores [Q], labels [Q], boxes [Q, 4] xyxy in its pixels."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+
+
+class CocoEvaluator:
+    """Collects the detections of every image of a data set and scores them as COCO does.
+
+    An image counts once, however often a sampler repeats it: its first detections stay.
+
+    Args:
+        dataset: the ground truth.
+    """
+
+    def __init__(self, dataset: CocoDetection) -> None:
+        self._records = {record.image_id: record for record in dataset.records}
+        self._category_ids = dataset.category_ids
+        self._class_names = dataset.class_names
+        self._num_classes = dataset.num_classes
+        self._num_skipped = len(dataset.skipped)
+        self._detections: dict[int, ImageDetections] = {}
+
+    def update(self, detections: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Adds the detections of some images.
+
+        Args:
+            detections: by image id, as ``select_detections`` returns them: ``scores`` [Q],
+                ``labels`` int [Q] in 0..num_classes-1 and ``boxes`` [Q, 4], xyxy in pixels of the
+                original image; Q may be 0. Classes the data set lacks count for nothing.
+
+        Raises:
+            ValueError: an image the data set lacks, shapes that disagree, a label out of range, or
+                a score or box that is not finite or is inside out. Names the image.
+        """
+        for image_id, found in detections.items():
+            if image_id not in self._records:
+                raise ValueError(f"image {image_id} is not one of the data set's images")
+            self._detections.setdefault(image_id, _checked(image_id, found, self._num_classes))
+
+    def merge(self, other: CocoEvaluator) -> None:
+        """Adds what another evaluator of the same data set holds; images in both count once."""
+        if other._records.keys() != self._records.keys():
+            raise ValueError("only evaluators of the same data set can be merged")
+        for image_id, found in other._detections.items():
+            self._detections.setdefault(image_id, found)
+
+    def summarize(self, *, partial: bool = False) -> dict[str, float]:
+        """Scores what was collected.
+
+        Args:
+            partial: score the images that were added, and tell ``num_missing`` in the result.
+
+        Returns:
+            ``AP`` (over IoU 0.50:0.95), ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AR100``,
+            ``AP/<class>`` and ``AP50/<class>`` in [0, 1], NaN where no object is to be found;
+            ``num_images`` that were scored, ``num_skipped`` that could not be read, and
+            ``num_missing`` that were not added.
+
+        Raises:
+            RuntimeError: images were not added and ``partial`` is not set.
+        """
+        missing = [image_id for image_id in self._records if image_id not in self._detections]
+        if missing and not partial:
+            raise RuntimeError(
+                f"{len(missing)} of {len(self._records)} images were not evaluated, the first is "
+                f"image {missing[0]}; evaluate them or ask for summarize(partial=True)"
+            )
+        if self._num_skipped:
+            warnings.warn(
+                f"AP leaves out {self._num_skipped} images that could not be read", stacklevel=2
+            )
+        precision, recall = self._evaluate()
+        return {
+            **_summary(precision, recall, self._class_names),
+            "num_images": float(len(self._detections)),
+            "num_skipped": float(self._num_skipped),
+            "num_missing": float(len(missing)),
+        }
+
+    def _evaluate(self) -> tuple[np.ndarray, np.ndarray]:
+        """COCO's precision [IoU, recall, class, area, max] and recall [IoU, class, area, max]."""
+        records = [self._records[image_id] for image_id in sorted(self._detections)]
+        truth = self._coco(_truth_of(records, self._category_ids))
+        found = self._coco(predictions_to_coco(self._detections, self._category_ids))
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(truth, found, iouType="bbox")
+            evaluation.params.maxDets = list(_MAX_DETECTIONS)
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return evaluation.eval["precision"], evaluation.eval["recall"]
+
+    def _coco(self, annotations: list[dict[str, Any]]) -> COCO:
+        """An index made from memory: COCO's own loader of results refuses an empty list."""
+        coco = COCO()
+        coco.dataset = {
+            "info": {},
+            "images": [{"id": image_id} for image_id in sorted(self._detections)],
+            "categories": [{"id": category_id} for category_id in self._category_ids],
+            # COCOeval takes an id of 0 for "no match".
+            "annotations": [
+                {**annotation, "id": number} for number, annotation in enumerate(annotations, 1)
+            ],
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+        return coco
+
+
+def predictions_to_coco(
+    detections: Mapping[int, ImageDetections], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Brings detections to COCO's result format, as its evaluation server takes it.
+
+    Args:
+        detections: by image id.
+        category_ids: the category id of each label; other labels are left out.
+
+    Returns:
+        Per detection image_id, category_id, bbox (x, y, w, h), score, and area and iscrowd.
+    """
+    results = []
+    for image_id, found in detections.items():
+        for score, label, (x1, y1, x2, y2) in zip(
+            found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True
+        ):
+            if label < len(category_ids):
+                results.append(
+                    {
+                        "image_id": image_id,
+                        "category_id": category_ids[label],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "score": score,
+                        "area": (x2 - x1) * (y2 - y1),
+                        "iscrowd": 0,
+                    }
+                )
+    return results
+
+
+def _checked(image_id: int, found: Mapping[str, Tensor], num_classes: int) -> ImageDetections:
+    scores = found["scores"].detach().cpu().double()
+    labels = found["labels"].detach().cpu().long()
+    boxes = found["boxes"].detach().cpu().double()
+    if scores.dim() != 1 or labels.shape != scores.shape or boxes.shape != (len(scores), 4):
+        raise ValueError(
+            f"image {image_id}: scores and labels must be [Q] and boxes [Q, 4], got "
+            f"{tuple(scores.shape)}, {tuple(labels.shape)} and {tuple(boxes.shape)}"
+        )
+    if not (scores.isfinite().all() and boxes.isfinite().all()):
+        raise ValueError(
+            f"image {image_id}: a score or box is NaN or infinite; the model has diverged"
+        )
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        raise ValueError(f"image {image_id}: boxes must be xyxy with x1 <= x2 and y1 <= y2")
+    if ((labels < 0) | (labels >= num_classes)).any():
+        raise ValueError(
+            f"image {image_id}: labels must be in 0..{num_classes - 1}, got "
+            f"{int(labels.min())}..{int(labels.max())}"
+        )
+    return ImageDetections(scores.numpy(), labels.numpy(), boxes.numpy())
+
+
+def _truth_of(records: Sequence[ImageRecord], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    annotations = []
+    for record in records:
+        for (x1, y1, x2, y2), label, crowd, area in zip(
+            record.boxes.tolist(),
+            record.labels.tolist(),
+            record.crowd.tolist(),
+            record.areas.tolist(),
+            strict=True,
+        ):
+            annotations.append(
+                {
+                    "image_id": record.image_id,
+                    "category_id": category_ids[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": area,
+                    "iscrowd": int(crowd),
+                }
+            )
+    return annotations
+
+
+def _summary(
+    precision: np.ndarray, recall: np.ndarray, class_names: Sequence[str]
+) -> dict[str, float]:
+    best = precision[..., -1]  # at 100 detections: [IoU, recall, class, area]
+    summary = {
+        "AP": _mean(best[..., 0]),
+        "AP50": _mean(best[0, ..., 0]),
+        "AP75": _mean(best[5, ..., 0]),
+        "APs": _mean(best[..., 1]),
+        "APm": _mean(best[..., 2]),
+        "APl": _mean(best[..., 3]),
+        "AR100": _mean(recall[..., 0, -1]),
+    }
+    for label, name in enumerate(class_names):
+        summary[f"AP/{name}"] = _mean(best[:, :, label, 0])
+        summary[f"AP50/{name}"] = _mean(best[0, :, label, 0])
+    return summary
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean where there is ground truth (COCO marks the rest by -1); NaN where there is none."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else float("nan")

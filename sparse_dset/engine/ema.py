@@ -1,0 +1,63 @@
+"""The exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class ModelEMA:
+    """Averages the weights over the steps of training; the average is what gets evaluated.
+
+    The decay of update ``n`` is ``decay * (1 - exp(-n / tau))``, so that the first averages
+    follow the weights closely instead of remembering the initial values.
+
+    Args:
+        model: the model to follow; it is copied, in evaluation mode and without gradients.
+        decay: the decay after the warm-up, in [0, 1).
+        tau: length of the warm-up in updates; 0 for none.
+
+    Attributes:
+        model: the averaged model.
+        updates: how many updates were made.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000.0) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        if tau < 0:
+            raise ValueError(f"tau must be 0 or more updates, got {tau}")
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.tau = tau
+        self.updates = 0
+
+    def decay_at(self, update: int) -> float:
+        """The decay used in update number ``update`` (the first is 1)."""
+        return self.decay * (1.0 - math.exp(-update / self.tau)) if self.tau else self.decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the average towards the model's parameters and copies its buffers.
+
+        Buffers (BatchNorm statistics) are averages already, so they are taken as they are.
+        """
+        self.updates += 1
+        weight = 1.0 - self.decay_at(self.updates)
+        for average, parameter in zip(self.model.parameters(), model.parameters(), strict=True):
+            average.lerp_(parameter.to(average.device, average.dtype), weight)
+        for copied, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            copied.copy_(buffer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged weights (``model``) and the number of updates."""
+        return {"model": dict(self.model.state_dict()), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave; tensors go to the device of the average."""
+        self.model.load_state_dict(state["model"])
+        self.updates = state["updates"]

@@ -1,0 +1,111 @@
+"""Evaluation: average precision, and the tokens that were really kept."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from sparse_dset.data.collate import Batch, collate
+from sparse_dset.engine import distributed
+from sparse_dset.engine.coco_evaluator import CocoEvaluator
+from sparse_dset.engine.randomness import init_worker
+from sparse_dset.models.postprocess import select_detections
+
+Precision = Literal["off", "bf16", "fp16"]
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def evaluation_loader(dataset: Dataset, batch_size: int, *, num_workers: int = 0) -> DataLoader:
+    """Loads this process's share of a data set in order, every image once over all processes."""
+    images = len(dataset)  # type: ignore[arg-type]
+    own = range(distributed.rank(), images, distributed.world_size())
+    return DataLoader(
+        Subset(dataset, own),
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=num_workers,
+        worker_init_fn=init_worker,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    dataset: Any,
+    *,
+    execution: str | None = None,
+    keep_ratio: float | None = None,
+    device: torch.device | str = "cpu",
+    amp: Precision = "off",
+    progress: bool = True,
+) -> dict[str, float]:
+    """Runs a model over a data set and measures it.
+
+    Every process of a distributed run calls this with its own loader; the detections are brought
+    together, and an image counts once even when two processes saw it.
+
+    Args:
+        model: the detector; it is left in the mode it came in.
+        loader: gives `Batch` values.
+        dataset: the data set behind the loader, with the annotations.
+        execution: how the model runs; None as it is configured.
+        keep_ratio: target of the pruner; None as it is configured.
+        device: where the model is.
+        amp: precision of the forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        The numbers of `CocoEvaluator.summarize`, and ``kept_s3``, ``kept_s4``, ``kept_s5``: the
+        share of the tokens that was kept on each level, counted and averaged over the images. The
+        same in every process.
+
+    Raises:
+        RuntimeError: the loaders did not bring every image of the data set.
+    """
+    device = torch.device(device)
+    detections: dict[int, dict[str, Tensor]] = {}
+    shares: dict[int, list[float]] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in tqdm(
+            loader, desc="evaluate", disable=not (progress and distributed.is_main())
+        ):
+            with torch.autocast(device.type, AMP_DTYPES.get(amp), enabled=amp != "off"):
+                out = _forward(model, batch.to(device), execution, keep_ratio)
+            ids = [target["image_id"] for target in batch.targets]
+            sizes = [target["orig_size"] for target in batch.targets]
+            found = select_detections(
+                out.pred_logits, out.pred_boxes, sizes, query_mask=out.query_mask
+            )
+            for image_id, one in zip(ids, found, strict=True):
+                detections[image_id] = {name: value.cpu() for name, value in one.items()}
+            kept = (out.num_kept / out.num_tokens.clamp(min=1)).tolist()
+            shares.update(zip(ids, kept, strict=True))
+    finally:
+        model.train(was_training)
+    evaluator = CocoEvaluator(dataset)
+    for own in distributed.gather(detections):
+        evaluator.update(own)
+    return {**evaluator.summarize(), **_mean_shares(shares)}
+
+
+def _forward(
+    model: nn.Module, batch: Batch, execution: str | None, keep_ratio: float | None
+) -> Any:
+    return model(
+        batch.images, padding_mask=batch.padding_mask, execution=execution, keep_ratio=keep_ratio
+    )
+
+
+def _mean_shares(shares: dict[int, list[float]]) -> dict[str, float]:
+    """The mean over the images of all processes, each counted once."""
+    everything = {k: v for own in distributed.gather(shares) for k, v in own.items()}
+    means = torch.tensor(list(everything.values()), dtype=torch.float64).mean(0).tolist()
+    return {f"kept_s{level}": share for level, share in enumerate(means, start=3)}

@@ -1,0 +1,117 @@
+"""Result rows in a JSON-lines file, and what is known about the machine that made them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Appends one JSON line and flushes it to the disk.
+
+    The line goes out in a single write to a file opened for appending, so that rows of several
+    processes do not mix. A last line that a crash cut short is closed first. NaN and infinity,
+    which JSON lacks, become null.
+
+    Raises:
+        TypeError: a value that JSON cannot hold; nothing is written.
+    """
+    line = json.dumps(_finite(dict(row)), allow_nan=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and _is_cut_short(path):
+        line = "\n" + line
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Versions, hardware and threads, for a result row.
+
+    Args:
+        device: the device that computes.
+
+    Returns:
+        Keys ``package``, ``commit`` (None outside a git checkout), ``torch``, ``python``,
+        ``cpu``, ``threads``, ``device``.
+    """
+    device = torch.device(device)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "package": package_version(),
+        "commit": git_commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "device": gpu or device.type,
+    }
+
+
+def package_version() -> str | None:
+    """The installed version of this package, None when it runs from its folder."""
+    try:
+        return metadata.version("sparse_dset")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the checkout that this file lies in, read without calling git."""
+    for folder in Path(__file__).resolve().parents:
+        if (folder / ".git").is_dir():
+            return _read_head(folder / ".git")
+    return None
+
+
+def _read_head(git: Path) -> str | None:
+    head = (git / "HEAD").read_text().strip()
+    if not head.startswith("ref: "):
+        return head
+    reference = head.removeprefix("ref: ")
+    if (git / reference).exists():
+        return (git / reference).read_text().strip()
+    packed = git / "packed-refs"
+    lines = packed.read_text().splitlines() if packed.exists() else []
+    return next((line.split()[0] for line in lines if line.endswith(f" {reference}")), None)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_cut_short(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

@@ -1,0 +1,131 @@
+"""AdamW with one learning rate for new layers and one for the backbone, and its schedule."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Settings of the optimizer and of the learning-rate schedule.
+
+    Attributes:
+        lr: learning rate of everything but the backbone.
+        backbone_factor: the backbone learns at ``lr * backbone_factor``.
+        weight_decay: of matrices and kernels; norms and biases have none.
+        betas: of AdamW.
+        schedule: ``cosine`` falls over all steps after the warm-up, ``flat_cosine`` only after
+            ``flat_until`` of them, ``multistep`` is multiplied by ``gamma`` at each milestone.
+        warmup_steps: steps of linear warm-up.
+        final_factor: where the cosine ends, as a part of ``lr``.
+        flat_until: share of the steps, in [0, 1].
+        milestones: shares of the steps, ascending, in [0, 1].
+        gamma: factor at each milestone.
+    """
+
+    lr: float = 1e-4
+    backbone_factor: float = 0.1
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["cosine", "flat_cosine", "multistep", "constant"] = "cosine"
+    warmup_steps: int = 500
+    final_factor: float = 0.01
+    flat_until: float = 0.5
+    milestones: tuple[float, ...] = (0.8, 0.95)
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        # A list from a configuration file becomes a tuple: the value is frozen.
+        object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if self.lr <= 0 or self.backbone_factor < 0 or self.weight_decay < 0:
+            raise ValueError(
+                "optim needs lr > 0, backbone_factor >= 0 and weight_decay >= 0, got "
+                f"{self.lr}, {self.backbone_factor}, {self.weight_decay}"
+            )
+        if self.schedule not in ("cosine", "flat_cosine", "multistep", "constant"):
+            raise ValueError(
+                f"optim.schedule must be cosine, flat_cosine, multistep or constant, "
+                f"got {self.schedule!r}"
+            )
+        if (
+            self.warmup_steps < 0
+            or not 0 <= self.flat_until <= 1
+            or not 0 <= self.final_factor <= 1
+        ):
+            raise ValueError(
+                "optim needs warmup_steps >= 0 and flat_until, final_factor in [0, 1], got "
+                f"{self.warmup_steps}, {self.flat_until}, {self.final_factor}"
+            )
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"optim.milestones must ascend, got {self.milestones}")
+
+
+def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
+    """The factor on the learning rate in a step.
+
+    Args:
+        config: the schedule.
+        step: 0 for the first step.
+        total_steps: steps of the whole training.
+
+    Returns:
+        A value in (0, 1]; the first step of a warm-up over ``w`` steps has ``1 / w``.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "multistep":
+        return config.gamma ** bisect.bisect_right(config.milestones, step / total_steps)
+    start = config.warmup_steps
+    if config.schedule == "flat_cosine":
+        start = max(start, round(config.flat_until * total_steps))
+    done = min(max(step - start, 0) / max(total_steps - start, 1), 1.0)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * done))
+    return config.final_factor + (1.0 - config.final_factor) * cosine
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
+    """Splits the trainable parameters by backbone or not, and with or without weight decay.
+
+    Parameters with fewer than two dimensions are norms and biases: no weight decay.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (name.startswith("backbone."), parameter.dim() >= 2)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "name": f"{'backbone' if backbone else 'new'}_{'decay' if decay else 'no_decay'}",
+            "params": parameters,
+            "lr": config.lr * (config.backbone_factor if backbone else 1.0),
+            "weight_decay": config.weight_decay if decay else 0.0,
+        }
+        for (backbone, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+    """AdamW over `parameter_groups`.
+
+    Raises:
+        ValueError: the model has no trainable parameter.
+    """
+    groups = parameter_groups(model, config)
+    if not groups:
+        raise ValueError("the model has no parameter with requires_grad")
+    return AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def build_scheduler(optimizer: Optimizer, config: OptimConfig, total_steps: int) -> LambdaLR:
+    """The schedule of `lr_factor`, to be advanced once per optimizer step."""
+    return LambdaLR(optimizer, lambda step: lr_factor(config, step, total_steps))

@@ -1,0 +1,558 @@
+"""The training loop: resumable to the bit, limited by time or steps, on one process or many."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from sparse_dset.data.collate import Batch, collate
+from sparse_dset.engine import distributed
+from sparse_dset.engine.checkpoint import load_checkpoint, save_checkpoint
+from sparse_dset.engine.ema import ModelEMA
+from sparse_dset.engine.evaluate import AMP_DTYPES, Precision, evaluate, evaluation_loader
+from sparse_dset.engine.loggers import append_row, environment
+from sparse_dset.engine.optim import OptimConfig, build_optimizer, build_scheduler
+from sparse_dset.engine.randomness import (
+    SeededDataset,
+    epoch_batches,
+    init_worker,
+    local_seed,
+    rng_state,
+    seed_everything,
+    set_deterministic,
+    set_rng_state,
+)
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    """How pruning sets in during training.
+
+    Attributes:
+        warmup_epochs: epochs without pruning; over as many again the keep ratio falls linearly
+            from 1 to its target. 0 prunes fully from the start.
+        ratio: ``fixed`` is the target of the configuration; ``random`` draws a target for every
+            step, so that one checkpoint serves every ratio.
+        ratio_range: lowest and highest random target, in (0, 1].
+    """
+
+    warmup_epochs: float = 10.0
+    ratio: Literal["fixed", "random"] = "fixed"
+    ratio_range: tuple[float, float] = (0.1, 1.0)
+
+    def __post_init__(self) -> None:
+        # A list from a configuration file becomes a tuple: the value is frozen.
+        object.__setattr__(self, "ratio_range", tuple(self.ratio_range))
+        low, high = self.ratio_range
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must be 0 or more, got {self.warmup_epochs}")
+        if self.ratio not in ("fixed", "random"):
+            raise ValueError(f"ratio must be 'fixed' or 'random', got {self.ratio!r}")
+        if not 0.0 < low <= high <= 1.0:
+            raise ValueError(f"ratio_range must be 0 < low <= high <= 1, got {self.ratio_range}")
+
+    def progress(self, epoch: float) -> float:
+        """How far pruning has come, in [0, 1], after ``epoch`` epochs (fractions count)."""
+        if self.warmup_epochs == 0:
+            return 1.0
+        return min(max(epoch / self.warmup_epochs - 1.0, 0.0), 1.0)
+
+    def keep_ratio(self, seed: int, step: int) -> float | None:
+        """The target of a step, the same in every process; None leaves it to the model."""
+        if self.ratio == "fixed":
+            return None
+        return random.Random(f"{seed}-{step}").uniform(*self.ratio_range)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the loop.
+
+    Attributes:
+        output_dir: folder of ``last.pt``, ``best.pt``, ``results.jsonl`` and ``tensorboard/``.
+        epochs: length of the training, and of the learning-rate schedule.
+        batch_size: images per process and forward pass.
+        accumulate: forward passes per optimizer step.
+        num_workers: loader processes; 0 loads in the training process.
+        execution: how the model runs once pruning has set in; None as the model is configured.
+        pruning: how pruning sets in.
+        amp: ``off``, ``bf16`` or ``fp16`` (with loss scaling).
+        clip_norm: largest gradient norm; None does not clip.
+        ema_decay: see `ModelEMA`.
+        ema_tau: see `ModelEMA`.
+        eval_every: epochs between evaluations; the last epoch is always evaluated. 0: never.
+        eval_batch_size: images per forward pass of the evaluation.
+        save_every_steps: optimizer steps between two writes of ``last.pt`` within an epoch;
+            0 writes it at the ends of epochs only.
+        log_every: optimizer steps between two points in TensorBoard.
+        max_steps: stop after this optimizer step (counted from the very start), to be resumed.
+        max_minutes: stop after so many minutes of this run, to be resumed.
+        seed: of everything.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: CPU threads of PyTorch; None keeps its choice.
+        deterministic: use deterministic algorithms only.
+        progress_bar: show one.
+    """
+
+    output_dir: str
+    epochs: int = 72
+    batch_size: int = 8
+    accumulate: int = 1
+    num_workers: int = 4
+    execution: str | None = None
+    pruning: PruningSchedule = field(default_factory=PruningSchedule)
+    amp: Precision = "off"
+    clip_norm: float | None = 10.0
+    ema_decay: float = 0.9999
+    ema_tau: float = 2000.0
+    eval_every: int = 1
+    eval_batch_size: int = 8
+    save_every_steps: int = 200
+    log_every: int = 20
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    deterministic: bool = False
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("num_workers", "eval_every", "save_every_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.amp not in ("off", "bf16", "fp16"):
+            raise ValueError(f"amp must be 'off', 'bf16' or 'fp16', got {self.amp!r}")
+
+
+class Trainer:
+    """Trains a detector and keeps its state on the disk.
+
+    Args:
+        model: the detector, on the CPU; it is moved to the device.
+        train_set: the training images.
+        val_set: the images to evaluate on; None skips evaluation.
+        config: the loop's settings.
+        optim: the optimizer's settings.
+        record: the resolved configuration that goes into checkpoints, plain values only.
+        device: where to train.
+
+    Attributes:
+        step: optimizer steps done, over all epochs.
+        steps_per_epoch: optimizer steps of one epoch.
+        total_steps: optimizer steps of the whole training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_set: Dataset,
+        val_set: Dataset | None,
+        *,
+        config: TrainConfig,
+        optim: OptimConfig,
+        record: Mapping[str, Any],
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.record = dict(record)
+        self.device = device
+        self.train_set = train_set
+        self.val_set = val_set
+        self.folder = Path(config.output_dir)
+        self.model = model.to(device)
+        self.ema = ModelEMA(self.model, config.ema_decay, config.ema_tau)
+        self.network = self._wrap()
+        self.steps_per_epoch = math.ceil(len(self._batches(0)) / config.accumulate)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.optimizer = build_optimizer(self.model, optim)
+        self.scheduler = build_scheduler(self.optimizer, optim, self.total_steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.step = 0
+        self.closed_epochs = 0
+        self.skipped_steps = 0
+        self.sums: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+        self.best: list[float] = [-1.0, -1.0]
+
+    def fit(self) -> dict[str, float]:
+        """Trains to the end, or to a limit or a signal; the state is then in ``last.pt``.
+
+        Returns:
+            The numbers of the last evaluation.
+
+        Raises:
+            RuntimeError: a loss or a gradient is not finite; the message names the term and the
+                images. ``last.pt`` stays as it was last written.
+            SystemExit: SIGTERM or SIGINT came; the checkpoint was written first.
+        """
+        started = time.monotonic()
+        with self._writer() as writer, _caught_signals() as signals:
+            if self.step >= (self.closed_epochs + 1) * self.steps_per_epoch:
+                self._close_epoch(writer)
+            while self.step < self.total_steps:
+                for _ in self._epoch_steps(writer):
+                    if self._must_stop(started, signals):
+                        break
+                    if self._is_save_due():
+                        self.save("last.pt")
+                finished = self.step % self.steps_per_epoch == 0
+                stopped = self._must_stop(started, signals)
+                self.save("last.pt")
+                if finished and not signals:
+                    self._close_epoch(writer)
+                if stopped:
+                    break
+        if signals:
+            raise SystemExit(128 + signals[0])
+        return self.metrics
+
+    def save(self, name: str) -> None:
+        """Writes the whole state to a file in the output folder (the main process does)."""
+        states = distributed.gather(rng_state())
+        if not distributed.is_main():
+            return
+        save_checkpoint(
+            self.folder / name,
+            model_state=self.model.state_dict(),
+            config=self.record,
+            ema=self.ema.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            scaler=self.scaler.state_dict(),
+            rng=states,
+            run=self._run_layout(),
+            step=self.step,
+            epoch=self.step // self.steps_per_epoch,
+            closed_epochs=self.closed_epochs,
+            skipped_steps=self.skipped_steps,
+            sums=self.sums,
+            metrics=self.metrics,
+            best=self.best,
+            class_names=list(getattr(self.train_set, "class_names", [])),
+        )
+
+    def resume(self, path: str | Path) -> None:
+        """Continues from a checkpoint as if the run had never stopped.
+
+        Raises:
+            ValueError: the file is no training checkpoint, or the order of the images would not
+                go on as it was (other seed, batch size, number of images or processes).
+        """
+        state = load_checkpoint(path)
+        if "optimizer" not in state or "run" not in state:
+            raise ValueError(
+                f"{path} has no training state to resume; start from it with weights={path}"
+            )
+        changed = {
+            name: (value, state["run"].get(name))
+            for name, value in self._run_layout().items()
+            if value != state["run"].get(name)
+        }
+        if changed:
+            raise ValueError(
+                f"cannot resume exactly from {path}, these settings differ (now, then): {changed}; "
+                f"set them back, or start a new run from the weights with weights={path}"
+            )
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.closed_epochs = state["closed_epochs"]
+        self.skipped_steps = state["skipped_steps"]
+        self.sums = state["sums"]
+        self.metrics = state["metrics"]
+        self.best = state["best"]
+        set_rng_state(state["rng"][distributed.rank()])
+
+    def _wrap(self) -> nn.Module:
+        if distributed.world_size() == 1:
+            return self.model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=ids)
+
+    def _run_layout(self) -> dict[str, int]:
+        """What the order of the images and the meaning of a step depend on."""
+        return {
+            "seed": self.config.seed,
+            "batch_size": self.config.batch_size,
+            "accumulate": self.config.accumulate,
+            "num_images": len(self.train_set),  # type: ignore[arg-type]
+            "processes": distributed.world_size(),
+        }
+
+    def _batches(self, epoch: int) -> list[list[tuple[int, int]]]:
+        return epoch_batches(
+            len(self.train_set),  # type: ignore[arg-type]
+            self.config.batch_size,
+            seed=self.config.seed,
+            epoch=epoch,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+
+    def _loader(self, epoch: int, done: int) -> DataLoader:
+        """The rest of an epoch after ``done`` optimizer steps."""
+        return DataLoader(
+            SeededDataset(self.train_set, self.config.seed),
+            batch_sampler=self._batches(epoch)[done * self.config.accumulate :],
+            collate_fn=collate,
+            num_workers=self.config.num_workers,
+            worker_init_fn=init_worker,
+            # An own generator: the default draws the workers' seed from the global one.
+            generator=torch.Generator().manual_seed(self.config.seed),
+        )
+
+    def _epoch_steps(self, writer: SummaryWriter | None) -> Iterator[int]:
+        """Runs the optimizer steps that are left of the epoch, one per item."""
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        self.model.train()
+        batches = iter(self._loader(epoch, done))
+        bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=done,
+            desc=f"epoch {epoch + 1}/{self.config.epochs}",
+            disable=not (self.config.progress_bar and distributed.is_main()),
+        )
+        with bar:
+            while group := list(islice(batches, self.config.accumulate)):
+                values = self._optimizer_step([batch.to(self.device) for batch in group])
+                self._note(values, writer)
+                bar.update()
+                bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{values['lr']:.1e}")
+                yield self.step
+
+    def _optimizer_step(self, batches: list[Batch]) -> dict[str, float]:
+        progress = self._progress()
+        keep_ratio = self.config.pruning.keep_ratio(self.config.seed, self.step)
+        values: dict[str, float] = {}
+        for position, batch in enumerate(batches):
+            with self._synced(position == len(batches) - 1):
+                loss, parts = self._losses(batch, progress, keep_ratio)
+                self.scaler.scale(loss / len(batches)).backward()
+            for name, value in parts.items():
+                values[name] = values.get(name, 0.0) + value / len(batches)
+        values["grad_norm"] = self._update(batches)
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        values["progress"] = progress
+        self.scheduler.step()
+        self.ema.update(self.model)
+        self.step += 1
+        return values
+
+    def _synced(self, is_last: bool) -> AbstractContextManager:
+        """Processes exchange gradients once per optimizer step, in its last backward pass."""
+        if is_last or not isinstance(self.network, DistributedDataParallel):
+            return nullcontext()
+        return self.network.no_sync()
+
+    def _losses(
+        self, batch: Batch, progress: float, keep_ratio: float | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The total loss, and every term, the total and the kept shares as numbers."""
+        enabled = self.config.amp != "off"
+        with torch.autocast(self.device.type, AMP_DTYPES.get(self.config.amp), enabled=enabled):
+            out = self.network(
+                batch.images,
+                batch.targets,
+                padding_mask=batch.padding_mask,
+                execution=self.config.execution if progress > 0 else "dense",
+                keep_ratio=keep_ratio,
+                progress=progress,
+            )
+        terms = list(out.losses.values())
+        if not terms:
+            raise ValueError("the model returned no losses; out.losses must have at least one term")
+        total = torch.stack([term.float() for term in terms]).sum()
+        kept = out.num_kept.sum(0) / out.num_tokens.sum(0).clamp(min=1)
+        numbers = torch.cat(
+            [torch.stack([t.detach().float() for t in terms]), kept.float()]
+        ).tolist()
+        losses = dict(zip(out.losses, numbers, strict=False))
+        _check_finite(losses, batch)
+        shares = {f"kept_s{i + 3}": share for i, share in enumerate(numbers[len(terms) :])}
+        return total, {"loss": sum(losses.values()), **losses, **shares}
+
+    def _update(self, batches: list[Batch]) -> float:
+        """Clips and applies the gradients; gives their norm before the clipping."""
+        self.scaler.unscale_(self.optimizer)
+        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        norm = float(clip_grad_norm_(self.model.parameters(), limit))
+        if math.isfinite(norm):
+            self.scaler.step(self.optimizer)
+        elif self.config.amp == "fp16" and self.scaler.get_scale() >= 1.0:
+            # The loss scale was too high: the scaler leaves the weights alone and lowers it. Below
+            # 1 it is not the scale.
+            self.scaler.step(self.optimizer)
+            self.skipped_steps += 1
+            norm = 0.0
+        else:
+            raise RuntimeError(
+                f"the gradient of {self._first_bad_gradient()} is not finite at step {self.step}, "
+                f"images {_image_ids(batches)}; the last checkpoint is kept"
+            )
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _first_bad_gradient(self) -> str:
+        return next(
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        )
+
+    def _progress(self) -> float:
+        return self.config.pruning.progress(self.step / self.steps_per_epoch)
+
+    def _note(self, values: dict[str, float], writer: SummaryWriter | None) -> None:
+        """Adds a step to the epoch's sums and, now and then, to TensorBoard."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if writer is not None and self.step % self.config.log_every == 0:
+            for name, value in values.items():
+                writer.add_scalar(f"train/{name}", value, self.step)
+
+    def _close_epoch(self, writer: SummaryWriter | None) -> None:
+        """Evaluates when it is due, writes the epoch's row and the checkpoints."""
+        epoch = self.closed_epochs + 1
+        train = {name: value / self.steps_per_epoch for name, value in self.sums.items()}
+        metrics = self._evaluate(epoch)
+        self.closed_epochs = epoch
+        self.sums = {}
+        self.metrics = metrics or self.metrics
+        if distributed.is_main():
+            self._report(epoch, train, metrics, writer)
+        # Pruned results are not comparable with those of the dense warm-up: they always win.
+        score = metrics.get("AP", math.nan)
+        result = [float(self._progress() > 0), -1.0 if math.isnan(score) else score]
+        if metrics and result > self.best:
+            self.best = result
+            self.save("best.pt")
+        self.save("last.pt")
+
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        every = self.config.eval_every
+        if self.val_set is None or not every or (epoch % every and epoch != self.config.epochs):
+            return {}
+        with local_seed(self.config.seed):
+            return evaluate(
+                self.ema.model,
+                evaluation_loader(
+                    self.val_set, self.config.eval_batch_size, num_workers=self.config.num_workers
+                ),
+                self.val_set,
+                execution=self.config.execution if self._progress() > 0 else "dense",
+                device=self.device,
+                amp=self.config.amp,
+                progress=self.config.progress_bar,
+            )
+
+    def _report(
+        self,
+        epoch: int,
+        train: dict[str, float],
+        metrics: dict[str, float],
+        writer: SummaryWriter | None,
+    ) -> None:
+        row = {
+            "kind": "epoch",
+            "epoch": epoch,
+            "step": self.step,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "train": train,
+            "val": metrics,
+            "skipped_steps": self.skipped_steps,
+            "environment": environment(self.device),
+            "config": self.record,
+        }
+        append_row(self.folder / "results.jsonl", row)
+        shown = " ".join(f"{name} {metrics[name]:.4f}" for name in ("AP", "AP50") if metrics)
+        tqdm.write(f"epoch {epoch}: loss {train.get('loss', math.nan):.4f} {shown}")
+        if writer is not None:
+            for name, value in metrics.items():
+                writer.add_scalar(f"val/{name}", value, self.step)
+
+    def _is_save_due(self) -> bool:
+        every = self.config.save_every_steps
+        return bool(every) and self.step % every == 0
+
+    def _must_stop(self, started: float, signals: list[int]) -> bool:
+        config = self.config
+        minutes = (time.monotonic() - started) / 60.0
+        late = config.max_minutes is not None and minutes >= config.max_minutes
+        enough = config.max_steps is not None and self.step >= config.max_steps
+        return distributed.any_process(bool(late or enough or signals), self.device)
+
+    @contextmanager
+    def _writer(self) -> Iterator[SummaryWriter | None]:
+        if not distributed.is_main():
+            yield None
+            return
+        with SummaryWriter(
+            str(self.folder / "tensorboard"), purge_step=self.step or None
+        ) as writer:
+            yield writer
+
+
+def prepare(config: TrainConfig) -> None:
+    """Sets threads, seeds and determinism, before the model is built."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        set_deterministic()
+    seed_everything(config.seed)
+
+
+def _check_finite(losses: Mapping[str, float], batch: Batch) -> None:
+    bad = next((name for name, value in losses.items() if not math.isfinite(value)), None)
+    if bad is not None:
+        raise RuntimeError(
+            f"the loss term {bad} is {losses[bad]} for the images {_image_ids([batch])}; "
+            "the last checkpoint is kept"
+        )
+
+
+def _image_ids(batches: list[Batch]) -> list[int]:
+    return [target["image_id"] for batch in batches for target in batch.targets]
+
+
+@contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT for an orderly end; a second one interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

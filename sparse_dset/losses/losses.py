@@ -1,0 +1,98 @@
+"""All losses of the detector in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sparse_dset.losses.balance import load_balance_loss
+from sparse_dset.losses.cass import CassLoss
+from sparse_dset.losses.criterion import SetCriterion
+from sparse_dset.losses.dense import DenseSupervision
+from sparse_dset.losses.matcher import HungarianMatcher
+from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.models.decoder.decoder import DecoderOutput
+from sparse_dset.models.decoder.memory import Memory
+from sparse_dset.models.decoder.queries import cell_boxes
+from sparse_dset.models.geometry import Geometry
+from sparse_dset.models.moe import RouterStats
+
+
+class Losses(nn.Module):
+    """Detection, token supervision, load balance, and dense supervision.
+
+    Args:
+        criterion: the losses of the matched queries.
+        cass: trains the token scores; None: they are not trained.
+        dense: one-to-many supervision of the memory, for training only; None: off.
+        balance_encoder, balance_decoder: weights of the load-balance losses.
+    """
+
+    def __init__(
+        self,
+        criterion: SetCriterion,
+        cass: CassLoss | None = None,
+        dense: DenseSupervision | None = None,
+        balance_encoder: float = 0.0005,
+        balance_decoder: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.cass = cass
+        self.dense = dense
+        self.balance_encoder = balance_encoder
+        self.balance_decoder = balance_decoder
+
+    def forward(
+        self,
+        output: DecoderOutput,
+        encoder_stats: Sequence[RouterStats],
+        token_scores: Tensor,
+        memory: Memory,
+        geometry: Geometry,
+        targets: PaddedTargets,
+    ) -> dict[str, Tensor]:
+        """Returns the weighted losses by name."""
+        losses = self.criterion(
+            output.layers, output.encoder, output.query_mask, targets, output.denoising
+        )
+        if self.cass is not None:
+            valid = geometry.valid_masks()[-1]
+            extents = geometry.extents()[:, -1]
+            losses["loss_cass"] = self.cass(token_scores, valid, targets, extents)
+        if encoder_stats:
+            losses["loss_balance_encoder"] = self.balance_encoder * _balance(encoder_stats)
+        if output.router_stats:
+            losses["loss_balance_decoder"] = self.balance_decoder * _balance(output.router_stats)
+        if self.dense is not None and self.training:
+            cells = cell_boxes(memory.sites, geometry)
+            losses |= self.dense(memory.rows, cells, memory.table, targets)
+        return losses
+
+
+def _balance(stats: Sequence[RouterStats]) -> Tensor:
+    losses = [load_balance_loss(s.probs, s.experts, s.probs.shape[1]) for s in stats]
+    return sum(losses[1:], losses[0]) / len(losses)
+
+
+def make_losses(
+    num_classes: int,
+    *,
+    width: int,
+    vfl: float = 1.0,
+    bbox: float = 5.0,
+    giou: float = 2.0,
+    cass: CassLoss | None = None,
+    dense_cls: float = 1.0,
+    dense_box: float = 2.0,
+    balance_encoder: float = 0.0005,
+    balance_decoder: float = 0.01,
+) -> Losses:
+    """Makes all losses from flat settings; dense supervision is off when both its weights are 0."""
+    dense = None
+    if dense_cls or dense_box:
+        dense = DenseSupervision(width, num_classes, dense_cls, dense_box)
+    weights = {"vfl": vfl, "bbox": bbox, "giou": giou}
+    criterion = SetCriterion(num_classes, HungarianMatcher(), weights)
+    return Losses(criterion, cass, dense, balance_encoder, balance_decoder)

@@ -1,0 +1,101 @@
+"""The targets of a batch, checked and padded once to tensors of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class PaddedTargets:
+    """The targets of B images, padded to the largest number G of objects (G may be 0).
+
+    Attributes:
+        labels: int64 ``[B, G]`` in 0..K-1; 0 where padded.
+        boxes: float32 ``[B, G, 4]``, cxcywh in [0, 1] of the image's own size; 0 where padded.
+        mask: bool ``[B, G]``, True = a real object; an image's real objects come first.
+        num_boxes: objects in the batch, averaged over the ranks, at least 1: what losses are
+            divided by.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    mask: Tensor
+    num_boxes: float
+
+
+def pad_targets(
+    targets: Sequence[Mapping[str, Any]], num_classes: int, device: torch.device | str
+) -> PaddedTargets:
+    """Checks the targets of a batch and pads them.
+
+    Args:
+        targets: one mapping per image with ``labels`` int64 [G], ``boxes`` [G, 4] cxcywh and
+            ``image_id``.
+        num_classes: K; labels must be in 0..K-1.
+        device: where the result is to lie.
+
+    Raises:
+        ValueError: labels and boxes of different lengths, a label out of range, or a box that is
+            not finite or has no area. The message names the image.
+    """
+    for target in targets:
+        _check_shapes(target)
+    labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
+    boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
+    counts = torch.tensor([len(target["labels"]) for target in targets], device=labels.device)
+    mask = torch.arange(labels.shape[1], device=labels.device) < counts[:, None]
+    image_ids = [target["image_id"] for target in targets]
+    _check_labels(labels, mask, num_classes, image_ids)
+    _check_boxes(boxes, mask, image_ids)
+    num_boxes = sum(len(target["labels"]) for target in targets)
+    return PaddedTargets(
+        labels=labels.to(device, torch.int64),
+        boxes=boxes.to(device, torch.float32),
+        mask=mask.to(device),
+        num_boxes=_mean_over_ranks(num_boxes, device),
+    )
+
+
+def _check_shapes(target: Mapping[str, Any]) -> None:
+    labels, boxes = target["labels"], target["boxes"]
+    if labels.dim() != 1 or boxes.shape != (len(labels), 4):
+        raise ValueError(
+            f"image {target['image_id']}: labels must be [G] and boxes [G, 4] with the same G, "
+            f"got {tuple(labels.shape)} and {tuple(boxes.shape)}"
+        )
+
+
+def _check_labels(labels: Tensor, mask: Tensor, num_classes: int, image_ids: list[Any]) -> None:
+    bad = (mask & ((labels < 0) | (labels >= num_classes))).nonzero()
+    if len(bad):
+        image, slot = bad[0].tolist()
+        raise ValueError(
+            f"image {image_ids[image]}: label {int(labels[image, slot])} is out of range for "
+            f"{num_classes} classes (0..{num_classes - 1}); set num_classes to the data's"
+        )
+
+
+def _check_boxes(boxes: Tensor, mask: Tensor, image_ids: list[Any]) -> None:
+    good = boxes.isfinite().all(dim=-1) & (boxes[..., 2:] > 0).all(dim=-1)
+    bad = (mask & ~good).nonzero()
+    if len(bad):
+        image, slot = bad[0].tolist()
+        raise ValueError(
+            f"image {image_ids[image]}: box {boxes[image, slot].tolist()} (cxcywh) must be finite "
+            "with width and height above 0; drop it when the data are loaded"
+        )
+
+
+def _mean_over_ranks(count: int, device: torch.device | str) -> float:
+    if not (dist.is_available() and dist.is_initialized()):
+        return max(float(count), 1.0)
+    total = torch.tensor(float(count), device=device)
+    dist.all_reduce(total)
+    return max(float(total) / dist.get_world_size(), 1.0)

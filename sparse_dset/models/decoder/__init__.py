@@ -1,0 +1,1 @@
+"""The deformable decoder and what it reads."""

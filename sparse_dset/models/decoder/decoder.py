@@ -1,0 +1,258 @@
+"""RT-DETRv2's decoder over a memory of any kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.models.attention import SelfAttention
+from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
+from sparse_dset.models.decoder.denoising import DenoisingQueries, make_denoising_queries
+from sparse_dset.models.decoder.memory import Memory, read_maps
+from sparse_dset.models.decoder.outputs import DenoisingPredictions, Predictions
+from sparse_dset.models.decoder.queries import QuerySelection
+from sparse_dset.models.geometry import Geometry
+from sparse_dset.models.layers import MLP, ConvNormLayer, FeatureMap, at_least_float32
+from sparse_dset.models.moe import FeedForward, MoEConfig, RouterStats
+
+NO_QUERY_LOGIT = -100.0
+"""The class logits of masked queries: their probability is 0 in float32."""
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What the decoder predicts.
+
+    Attributes:
+        layers: predictions of the decoder layers, first to last; in evaluation the last one only.
+        encoder: the scores and boxes of the selected queries before the first layer.
+        query_mask: bool ``[B, Q]``, True = a real query.
+        denoising: predictions for the denoising queries, or None.
+        router_stats: one per layer with experts.
+    """
+
+    layers: tuple[Predictions, ...]
+    encoder: Predictions
+    query_mask: Tensor
+    denoising: DenoisingPredictions | None
+    router_stats: tuple[RouterStats, ...]
+
+
+class DecoderLayer(FeedForward):
+    """Self-attention, deformable cross-attention and a feed-forward part, post-norm."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        hidden: int,
+        num_levels: int,
+        num_points: int,
+        moe: MoEConfig | None,
+    ) -> None:
+        super().__init__(width, hidden, F.relu, moe)
+        self.self_attn = SelfAttention(width, num_heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attn = MSDeformableAttention(width, num_heads, num_levels, num_points)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        target: Tensor,
+        position: Tensor,
+        boxes: Tensor,
+        memory: Memory,
+        background: Tensor | None,
+        extents: Tensor,
+        may_attend: Tensor | None,
+        query_mask: Tensor | None,
+    ) -> tuple[Tensor, RouterStats | None]:
+        """Refines queries ``[B, Q, C]``; see ``MSDeformableAttention`` for the other arguments."""
+        target = self.norm1(target + self.self_attn(target, position, may_attend))
+        attended = self.cross_attn(target + position, boxes, memory, background, extents)
+        target = self.norm2(target + attended)
+        y, stats = self.feed_forward(target, query_mask)
+        return self.norm3(target + y), stats
+
+
+class Layers(nn.Module):
+    """The list of layers, one step deeper, as in RT-DETR's parameter names."""
+
+    def __init__(self, layers: Sequence[DecoderLayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class Decoder(QuerySelection):
+    """Query selection, decoder layers and heads.
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the neck's levels.
+        width, num_heads, ffn_dim, num_layers, num_points: the usual sizes.
+        num_levels: number of levels.
+        num_queries: queries per image; fewer where an image has fewer tokens.
+        num_denoising, label_noise_ratio, box_noise_scale: see ``make_denoising_queries``.
+        background: what samples read at pruned sites: "zero" (as in a zero-filled map) or
+            "learned" (a feature vector per level).
+        moe: experts of the feed-forward parts, None for dense ones.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        width: int = 256,
+        num_heads: int = 8,
+        ffn_dim: int = 1024,
+        num_layers: int = 6,
+        num_points: int = 4,
+        num_levels: int = 3,
+        num_queries: int = 300,
+        num_denoising: int = 100,
+        label_noise_ratio: float = 0.5,
+        box_noise_scale: float = 1.0,
+        background: str = "zero",
+        moe: MoEConfig | None = None,
+    ) -> None:
+        super().__init__(width, num_classes, num_queries)
+        if background not in ("zero", "learned"):
+            raise ValueError(f'decoder background must be "zero" or "learned", got {background!r}')
+        self.num_classes = num_classes
+        self.noise = {
+            "num_denoising": num_denoising,
+            "label_noise_ratio": label_noise_ratio,
+            "box_noise_scale": box_noise_scale,
+        }
+        self.input_proj = nn.ModuleList(
+            ConvNormLayer(in_channels, width, 1) for _ in range(num_levels)
+        )
+        self.decoder = Layers(
+            [
+                DecoderLayer(width, num_heads, ffn_dim, num_levels, num_points, moe)
+                for _ in range(num_layers)
+            ]
+        )
+        self.denoising_class_embed = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
+        self.query_pos_head = MLP(4, 2 * width, width)
+        self.dec_score_head = nn.ModuleList(
+            nn.Linear(width, num_classes) for _ in range(num_layers)
+        )
+        self.dec_bbox_head = nn.ModuleList(
+            MLP(width, width, width, 4) for _ in range(num_layers)
+        )
+        self.background = (
+            nn.Parameter(torch.zeros(num_levels, width)) if background == "learned" else None
+        )
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        prior = -math.log((1 - 0.01) / 0.01)
+        for head in (self.enc_score_head, *self.dec_score_head):
+            nn.init.constant_(head.bias, prior)
+        for head in (self.enc_bbox_head, *self.dec_bbox_head):
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
+        for layer in self.query_pos_head.layers:
+            nn.init.xavier_uniform_(layer.weight)
+        nn.init.normal_(self.denoising_class_embed.weight[:-1])
+
+    def read(self, maps: Sequence[FeatureMap], valid: Sequence[Tensor] | None) -> Memory:
+        """Projects the neck's maps and collects them; ``valid`` is as in ``read_maps``."""
+        projected = [proj(x) for proj, x in zip(self.input_proj, maps, strict=True)]
+        return read_maps(projected, self.background, valid)
+
+    def forward(
+        self, memory: Memory, geometry: Geometry, targets: PaddedTargets | None = None
+    ) -> DecoderOutput:
+        """Predicts boxes.
+
+        Args:
+            memory: what ``read`` returned.
+            geometry: where each image ends.
+            targets: in training, the objects that denoising queries are made of.
+        """
+        queries = self.select_queries(memory, geometry)
+        noise = None
+        if self.training and targets is not None:
+            noise = make_denoising_queries(
+                targets, queries.mask.shape[1], self.num_classes, **self.noise
+            )
+        target, boxes_unact, mask = queries.content.detach(), queries.boxes_unact.detach(), queries.mask
+        if noise is not None:
+            target = torch.cat([self.denoising_class_embed(noise.labels), target], 1)
+            boxes_unact = torch.cat([noise.boxes_unact.to(boxes_unact), boxes_unact], 1)
+            mask = torch.cat([noise.query_mask, mask], 1)
+
+        layers, stats = self._refine(target, boxes_unact, mask, memory, geometry, noise)
+        start = 0 if noise is None else noise.labels.shape[1]
+        denoising = None
+        if noise is not None:
+            denoising = DenoisingPredictions(
+                tuple(Predictions(p.logits[:, :start], p.boxes[:, :start]) for p in layers), noise
+            )
+        return DecoderOutput(
+            layers=tuple(Predictions(p.logits[:, start:], p.boxes[:, start:]) for p in layers),
+            encoder=Predictions(queries.logits, queries.boxes_unact.sigmoid()),
+            query_mask=queries.mask,
+            denoising=denoising,
+            router_stats=tuple(stats),
+        )
+
+    def _refine(
+        self,
+        target: Tensor,
+        boxes_unact: Tensor,
+        mask: Tensor,
+        memory: Memory,
+        geometry: Geometry,
+        noise: DenoisingQueries | None,
+    ) -> tuple[list[Predictions], list[RouterStats]]:
+        """Runs the layers; each one refines the boxes of the one before, without its gradient."""
+        query_mask = None if bool(mask.all()) else mask
+        may_attend = _may_attend(query_mask, None if noise is None else noise.attn_mask)
+        extents = geometry.extents()
+        predictions, stats = [], []
+        boxes = boxes_unact.sigmoid()
+        connected = boxes  # keeps the gradient of the layer before, for the loss of this one
+        last = len(self.decoder.layers) - 1
+        for i, layer in enumerate(self.decoder.layers):
+            target, router = layer(
+                target,
+                self.query_pos_head(boxes.to(target.dtype)),
+                boxes,
+                memory,
+                self.background,
+                extents,
+                may_attend,
+                query_mask,
+            )
+            stats += [router] if router is not None else []
+            delta = at_least_float32(self.dec_bbox_head[i](target))
+            if self.training or i == last:
+                logits = at_least_float32(self.dec_score_head[i](target))
+                logits = logits.masked_fill(~mask.unsqueeze(-1), NO_QUERY_LOGIT)
+                refined = torch.sigmoid(delta + torch.logit(connected, eps=1e-5))
+                predictions.append(Predictions(logits, refined))
+            connected = torch.sigmoid(delta + torch.logit(boxes, eps=1e-5))
+            boxes = connected.detach()
+        return predictions, stats
+
+
+def _may_attend(query_mask: Tensor | None, denoising_mask: Tensor | None) -> Tensor | None:
+    """Joins both masks: bool ``[1 or B, Q, Q]``, True = may attend; every query sees itself."""
+    allowed = None
+    if query_mask is not None:
+        itself = torch.eye(query_mask.shape[1], dtype=torch.bool, device=query_mask.device)
+        allowed = query_mask.unsqueeze(1) | itself
+    if denoising_mask is not None:
+        visible = ~denoising_mask.unsqueeze(0)
+        allowed = visible if allowed is None else allowed & visible
+    return allowed

@@ -1,0 +1,116 @@
+"""Query selection: the most promising rows of the memory become the decoder's queries."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparse_dset.models.decoder.memory import Memory
+from sparse_dset.models.geometry import Geometry
+from sparse_dset.models.layers import MLP, at_least_float32, within_half
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """A base box at every row of the memory.
+
+    Attributes:
+        unact: float64 ``[M, 4]``, cxcywh before the sigmoid; +inf where ``valid`` is False.
+        valid: bool ``[M, 1]``; False for anchors that touch the image's border.
+    """
+
+    unact: Tensor
+    valid: Tensor
+
+
+def make_anchors(sites: Tensor, geometry: Geometry) -> Anchors:
+    """Makes RT-DETR's anchors: 5 % of the image at the finest level, doubled with each level.
+
+    Args:
+        sites: int64 ``[M, 4]``, columns (batch, level, y, x).
+    """
+    image, level, y, x = sites.unbind(1)
+    height, width = geometry.extents()[image, level].double().unbind(1)
+    size = 0.05 * 2.0 ** level.double()
+    boxes = torch.stack([(x + 0.5) / width, (y + 0.5) / height, size, size], 1)
+    valid = ((boxes > 0.01) & (boxes < 0.99)).all(1, keepdim=True)
+    unact = torch.log(boxes / (1.0 - boxes)).masked_fill(~valid, torch.inf)
+    return Anchors(unact, valid)
+
+
+def cell_boxes(sites: Tensor, geometry: Geometry) -> Tensor:
+    """Returns each row's cell as a box ``[M, 4]``, cxcywh relative to its image."""
+    image, level, y, x = sites.unbind(1)
+    height, width = geometry.extents()[image, level].unbind(1)
+    return torch.stack([(x + 0.5) / width, (y + 0.5) / height, 1.0 / width, 1.0 / height], 1)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The decoder's input.
+
+    Attributes:
+        content: ``[B, Q, C]``.
+        boxes_unact: ``[B, Q, 4]``, cxcywh before the sigmoid.
+        logits: ``[B, Q, K]``, the scores by which they were chosen.
+        mask: bool ``[B, Q]``, False for padding of images with fewer rows than queries.
+    """
+
+    content: Tensor
+    boxes_unact: Tensor
+    logits: Tensor
+    mask: Tensor
+
+
+class QuerySelection(nn.Module):
+    """Base of the decoder: the heads that score the memory and choose from it.
+
+    Its parameters stand in the decoder itself, under RT-DETR's names.
+    """
+
+    def __init__(self, width: int, num_classes: int, num_queries: int) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.enc_output = nn.Sequential(
+            OrderedDict(proj=nn.Linear(width, width), norm=nn.LayerNorm(width))
+        )
+        self.enc_score_head = nn.Linear(width, num_classes)
+        self.enc_bbox_head = MLP(width, width, width, 4)
+        nn.init.xavier_uniform_(self.enc_output[0].weight)
+
+    def select_queries(self, memory: Memory, geometry: Geometry) -> Queries:
+        """Chooses the ``num_queries`` rows with the highest class score of each image.
+
+        An image with fewer rows gets them all and masked queries up to the batch's fullest image.
+        """
+        anchors = make_anchors(memory.sites, geometry)
+        projected = within_half(self.enc_output.proj(memory.rows * anchors.valid))
+        rows = self.enc_output.norm(projected)
+        logits = at_least_float32(self.enc_score_head(rows))
+
+        exists = memory.table >= 0
+        best = _take(logits.detach().amax(-1), memory.table).masked_fill(~exists, -torch.inf)
+        fullest = max(int(exists.sum(1).max()), 1)
+        chosen = best.topk(min(self.num_queries, fullest), dim=1).indices
+        mask = exists.gather(1, chosen)
+        index = memory.table.gather(1, chosen)
+        content = _take(rows, index)
+        boxes = at_least_float32(self.enc_bbox_head(content))
+        boxes = boxes + _take(anchors.unact, index).to(boxes.dtype)
+        hidden = ~mask.unsqueeze(-1)
+        return Queries(
+            content.masked_fill(hidden, 0.0),
+            boxes.masked_fill(hidden, 0.0),
+            _take(logits, index),
+            mask,
+        )
+
+
+def _take(rows: Tensor, index: Tensor) -> Tensor:
+    """Gathers rows; -1 gives any row (the caller masks it), also when there are no rows at all."""
+    if not len(rows):
+        rows = rows.new_zeros(1, *rows.shape[1:])
+    return rows[index.clamp(min=0)]

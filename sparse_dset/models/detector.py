@@ -1,0 +1,263 @@
+"""The detector: one network, several executions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_dset.losses.losses import Losses
+from sparse_dset.losses.targets import pad_targets
+from sparse_dset.models.backbone.padding import padding_stays_zero
+from sparse_dset.models.decoder.decoder import Decoder
+from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
+from sparse_dset.models.geometry import Geometry, pad_batch
+from sparse_dset.models.layers import FeatureMap
+from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
+from sparse_dset.models.pruner.scorer import level_index
+from sparse_dset.models.rtdetr_names import place_rtdetr
+from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested
+
+EXECUTIONS = ("dense", "dense_scatter", "sparse", "masked")
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """What the detector returns.
+
+    Attributes:
+        pred_logits: ``[B, Q, K]`` before the sigmoid, at least float32.
+        pred_boxes: ``[B, Q, 4]``, cxcywh in [0, 1] of each image without its padding.
+        query_mask: bool ``[B, Q]``; False for the padding queries of images with fewer tokens than
+            queries, whose logits are very low.
+        token_scores: logits ``[B, H, W]`` of the stride-32 cells; None when nothing asked for them.
+        kept: bool ``[B, H_l, W_l]`` per level, finest first: the tokens that were kept.
+        num_kept: int64 ``[B, L]``, how many of them.
+        num_tokens: int64 ``[B, L]``, how many there were without padding.
+        losses: weighted losses by name; empty without targets.
+    """
+
+    pred_logits: Tensor
+    pred_boxes: Tensor
+    query_mask: Tensor
+    token_scores: Tensor | None
+    kept: tuple[Tensor, ...]
+    num_kept: Tensor
+    num_tokens: Tensor
+    losses: dict[str, Tensor]
+
+
+class Detector(nn.Module):
+    """RT-DETRv2 with token pruning, executed densely or sparsely.
+
+    Args:
+        num_classes: K.
+        backbone: maps images to three levels and has ``out_channels``.
+        pruner, encoder: called with the backbone's channels.
+        decoder: called with K.
+        losses: called with K.
+        execution: the default, one of ``EXECUTIONS``.
+        class_names: for ``predict``; None: "0", "1", ...
+        image_size: (height, width) to which ``predict`` resizes.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: nn.Module,
+        pruner: Callable[[Sequence[int]], Pruner],
+        encoder: Callable[[Sequence[int]], HybridEncoder],
+        decoder: Callable[[int], Decoder],
+        losses: Callable[[int], Losses],
+        execution: str = "sparse",
+        class_names: Sequence[str] | None = None,
+        image_size: Sequence[int] = (640, 640),
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"{len(class_names)} class names for num_classes = {num_classes}")
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names or map(str, range(num_classes)))
+        self.image_size = tuple(image_size)
+        self.execution = _check_execution(execution)
+        self.backbone = backbone
+        self.pruner = pruner(backbone.out_channels)
+        self.encoder = encoder(backbone.out_channels)
+        self.decoder = decoder(num_classes)
+        self.losses = losses(num_classes)
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        padding_mask: Tensor | None = None,
+        execution: str | None = None,
+        keep_ratio: float | None = None,
+        kept: Sequence[Tensor] | None = None,
+        progress: float = 1.0,
+    ) -> DetectorOutput:
+        """Detects objects.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [0, 1]; padded here to multiples of 32.
+            targets: one per image, with ``labels`` int64 ``[G]`` and ``boxes`` ``[G, 4]`` (cxcywh
+                in [0, 1] of the image without padding); gives ``losses``.
+            padding_mask: bool ``[B, H, W]``, True = padding, at the right and bottom only. What is
+                predicted for an image does not depend on its padding.
+            execution: one of ``EXECUTIONS``; None: the detector's own.
+            keep_ratio: in (0, 1], instead of the configured one.
+            kept: forces the kept tokens: bool ``[B, H_l, W_l]`` per level, finest first, nested.
+            progress: in [0, 1], how far pruning is on its way from keeping all (0) to its target.
+
+        Raises:
+            ValueError: an argument is out of range or has another shape than expected.
+        """
+        execution = _check_execution(execution or self.execution)
+        selector = self._selector(keep_ratio, progress)
+        images, geometry = pad_batch(images, padding_mask)
+        valid = geometry.valid_masks()
+        padded_targets = (
+            None if targets is None else pad_targets(targets, self.num_classes, images.device)
+        )
+
+        features = self._extract(images, geometry)
+        decision = None
+        if padded_targets is not None or (execution != "dense" and kept is None):
+            decision = self.pruner(features, valid, selector)
+        kept_masks = self._kept(execution, decision, kept, valid)
+        if decision is not None and kept is None and execution != "dense":
+            features = [self.pruner.gated(f, decision.token_scores) for f in features]
+
+        maps = self._place(features, kept_masks, valid, execution, geometry)
+        maps, router_stats = self.encoder.encode(maps, geometry)
+        if execution == "dense_scatter":
+            maps = _scatter(maps, valid, geometry)
+        maps = self.encoder.fuse(maps)
+        memory = self.decoder.read(maps, valid if geometry.padded else None)
+        output = self.decoder(memory, geometry, padded_targets)
+
+        losses = {}
+        if padded_targets is not None:
+            assert decision is not None
+            losses = self.losses(
+                output, router_stats, decision.token_scores, memory, geometry, padded_targets
+            )
+        return DetectorOutput(
+            pred_logits=output.layers[-1].logits,
+            pred_boxes=output.layers[-1].boxes,
+            query_mask=output.query_mask,
+            token_scores=None if decision is None else decision.token_scores,
+            kept=kept_masks,
+            num_kept=torch.stack([m.flatten(1).sum(1) for m in kept_masks], 1),
+            num_tokens=torch.stack([m.flatten(1).sum(1) for m in valid], 1),
+            losses=losses,
+        )
+
+    def load_rtdetr(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads a released RT-DETRv2 checkpoint; experts start as copies of its feed-forward layers.
+
+        Parts that RT-DETRv2 lacks (the pruner, routers, training-only heads) stay as they are.
+
+        Raises:
+            ValueError: names or shapes that do not fit, all of them listed.
+        """
+        self.load_state_dict(place_rtdetr(state_dict, self.state_dict()), strict=True)
+
+    def _selector(self, keep_ratio: float | None, progress: float) -> TokenSelector:
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress must be in [0, 1], got {progress}")
+        selector = self.pruner.selector
+        if keep_ratio is not None:
+            selector = selector.with_keep_ratio(keep_ratio)
+        return selector.relaxed(progress)
+
+    def _extract(self, images: Tensor, geometry: Geometry) -> list[Tensor]:
+        """Runs the backbone; what it returns is zero in the padding."""
+        if not geometry.padded:
+            return self.backbone(images)
+        with padding_stays_zero(geometry.pixel_mask()):
+            features = self.backbone(images)
+        return [
+            f * mask.unsqueeze(1) for f, mask in zip(features, geometry.valid_masks(), strict=True)
+        ]
+
+    def _kept(
+        self,
+        execution: str,
+        decision: Decision | None,
+        forced: Sequence[Tensor] | None,
+        valid: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Returns the tokens that this execution keeps on each level."""
+        if execution == "dense":
+            return tuple(valid)
+        if forced is not None:
+            masks = _check_kept(forced, valid)
+        else:
+            assert decision is not None
+            masks = decision.kept
+        if execution == "dense_scatter":
+            pruned = {level_index(name) for name in self.pruner.scatter_levels}
+            return tuple(m if i in pruned else v for i, (m, v) in enumerate(zip(masks, valid)))
+        return masks
+
+    def _place(
+        self,
+        features: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        valid: Sequence[Tensor],
+        execution: str,
+        geometry: Geometry,
+    ) -> list[FeatureMap]:
+        """Turns the backbone's tensors into the kind of map that the execution carries on."""
+        if execution == "sparse":
+            return [SparseMap.from_dense(f, Support.from_mask(m)) for f, m in zip(features, kept)]
+        if execution == "masked":
+            return [MaskedMap.from_dense(f, Support.from_mask(m)) for f, m in zip(features, kept)]
+        maps = _as_dense(features, valid, geometry)
+        if execution == "dense_scatter":
+            for name in self.pruner.scatter_levels:
+                i = level_index(name)
+                maps[i] = SparseMap.from_dense(features[i], Support.from_mask(kept[i]))
+        return maps
+
+
+def _as_dense(
+    tensors: Sequence[Tensor], valid: Sequence[Tensor], geometry: Geometry
+) -> list[FeatureMap]:
+    """Marks the padding of dense maps, where there is any."""
+    if not geometry.padded:
+        return list(tensors)
+    return [MaskedMap.from_dense(t, Support.from_mask(v)) for t, v in zip(tensors, valid)]
+
+
+def _scatter(
+    maps: Sequence[FeatureMap], valid: Sequence[Tensor], geometry: Geometry
+) -> list[FeatureMap]:
+    """Scatters pruned levels back into zero-filled dense maps: where DSET loses its savings."""
+    tensors = [m if isinstance(m, Tensor) else m.to_dense() for m in maps]
+    return _as_dense(tensors, valid, geometry)
+
+
+def _check_execution(execution: str) -> str:
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution must be one of {', '.join(EXECUTIONS)}; got {execution!r}")
+    return execution
+
+
+def _check_kept(kept: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Checks forced masks and removes what lies in the padding."""
+    expected = [tuple(v.shape) for v in valid]
+    if [tuple(m.shape) for m in kept] != expected or any(m.dtype != torch.bool for m in kept):
+        raise ValueError(
+            f"kept must be bool masks of shapes {expected}, finest level first; got "
+            f"{[(m.dtype, tuple(m.shape)) for m in kept]}"
+        )
+    check_nested(kept)
+    return tuple(m & v for m, v in zip(kept, valid, strict=True))

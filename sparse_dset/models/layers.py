@@ -1,0 +1,165 @@
+"""Layers written once for every kind of feature map: tensor, ``MaskedMap`` and ``SparseMap``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from sparse_dset.ops import sparse_conv2d
+from sparse_dset.structures import MaskedMap, SparseMap, Support
+
+FeatureMap = Tensor | MaskedMap | SparseMap
+
+
+def conv2d(
+    x: FeatureMap,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    onto: FeatureMap | None = None,
+) -> FeatureMap:
+    """Convolves with "same" padding; never dilates the support.
+
+    Args:
+        weight: ``[C_out, C_in, k, k]`` with odd k.
+        stride: a strided convolution of a map with a support is evaluated at the sites of
+            ``onto``, a map of the coarser level; tensors do not need it.
+    """
+    padding = weight.shape[-1] // 2
+    if isinstance(x, Tensor):
+        return F.conv2d(x, weight, bias, stride, padding)
+    target = x.support if stride == 1 else _support_of(onto)
+    if isinstance(x, MaskedMap):
+        return MaskedMap.from_dense(F.conv2d(x.tensor, weight, bias, stride, padding), target)
+    if weight.shape[-1] == 1:
+        return x.with_features(F.linear(x.features, weight.flatten(1), bias))
+    return SparseMap(sparse_conv2d(x.features, weight, bias, x.support, stride, target), target)
+
+
+def upsample_onto(x: FeatureMap, onto: FeatureMap) -> FeatureMap:
+    """Doubles the resolution: each site of ``onto`` takes the value of its parent site."""
+    if isinstance(x, SparseMap):
+        support = _support_of(onto)
+        return SparseMap(x.features.index_select(0, support.parents(x.support)), support)
+    if isinstance(x, MaskedMap):
+        return MaskedMap.from_dense(_nearest(x.tensor), _support_of(onto))
+    return _nearest(x)
+
+
+def concat(a: FeatureMap, b: FeatureMap) -> FeatureMap:
+    """Concatenates the channels of two maps of the same kind on the same sites."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.cat([a, b], dim=1)
+    assert not isinstance(a, Tensor) and type(a) is type(b)
+    return a.cat(b)  # type: ignore[arg-type]
+
+
+def pointwise(x: FeatureMap, function: Callable[[Tensor], Tensor]) -> FeatureMap:
+    """Applies an elementwise function that maps 0 to 0 (so that empty sites stay empty)."""
+    if isinstance(x, SparseMap):
+        return x.with_features(function(x.features))
+    if isinstance(x, MaskedMap):
+        return MaskedMap(function(x.tensor), x.support)
+    return function(x)
+
+
+def batch_norm(x: FeatureMap, norm: nn.Module) -> FeatureMap:
+    """Normalises with statistics, in training, of the sites that the map holds."""
+    if isinstance(x, Tensor):
+        return norm(x)
+    rows = x if isinstance(x, SparseMap) else SparseMap.from_dense(x.tensor, x.support)
+    normed = rows.with_features(_normalise_rows(rows.features, norm))
+    return normed if isinstance(x, SparseMap) else MaskedMap(normed.to_dense(), x.support)
+
+
+def _normalise_rows(rows: Tensor, norm: nn.Module) -> Tensor:
+    if len(rows) < 2 and norm.training and isinstance(norm, nn.BatchNorm2d):
+        # One row has no variance: the running statistics stand in.
+        return F.batch_norm(
+            rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
+    return norm(rows[:, :, None, None]).flatten(1)
+
+
+def _nearest(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def _support_of(x: FeatureMap | None) -> Support:
+    if x is None or isinstance(x, Tensor):
+        raise TypeError("the target of a map with a support must be a map with a support")
+    return x.support
+
+
+class ConvNormLayer(nn.Module):
+    """Convolution, batch normalisation, activation.
+
+    In evaluation the normalisation is folded into the convolution's weights, which is exact.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        activation: nn.Module | None = None,
+        frozen_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False
+        )
+        self.norm = (FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d)(out_channels)
+        self.activation = activation or nn.Identity()
+        self.stride = stride
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Returns weight and bias of the one convolution that equals conv + norm in evaluation."""
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight = self.conv.weight * scale[:, None, None, None]
+        return weight, norm.bias - norm.running_mean * scale
+
+    def forward(self, x: FeatureMap, onto: FeatureMap | None = None) -> FeatureMap:
+        if self.norm.training and isinstance(self.norm, nn.BatchNorm2d):
+            x = conv2d(x, self.conv.weight, stride=self.stride, onto=onto)
+            x = batch_norm(x, self.norm)
+        else:
+            x = conv2d(x, *self.folded(), stride=self.stride, onto=onto)
+        return pointwise(x, self.activation)
+
+
+class MLP(nn.Module):
+    """A stack of linear layers with ReLU between them.
+
+    Args:
+        dims: input, hidden and output widths.
+    """
+
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+def within_half(x: Tensor) -> Tensor:
+    """Clamps float16 values that left the range of the type; other types pass as they are."""
+    if x.dtype != torch.float16:
+        return x
+    return x.clamp(min=-65504.0, max=65504.0)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Converts half types to float32; other types pass as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

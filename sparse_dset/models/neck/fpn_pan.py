@@ -1,0 +1,111 @@
+"""RT-DETR's cross-scale fusion: a feature pyramid (FPN) followed by path aggregation (PAN).
+
+Lv et al., "DETRs Beat YOLOs on Real-time Object Detection", 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_dset.models.layers import (
+    ConvNormLayer,
+    FeatureMap,
+    concat,
+    conv2d,
+    pointwise,
+    upsample_onto,
+)
+
+
+def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:
+    """Adds two maps of the same kind on the same sites."""
+    return a + b  # type: ignore[operator]
+
+
+class RepVggBlock(nn.Module):
+    """A 3x3 and a 1x1 convolution side by side, one 3x3 convolution in evaluation.
+
+    Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", 2021.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNormLayer(channels, channels, 3)
+        self.conv2 = ConvNormLayer(channels, channels, 1)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Returns weight and bias of the one 3x3 convolution that equals the block in evaluation."""
+        (weight3, bias3), (weight1, bias1) = self.conv1.folded(), self.conv2.folded()
+        return weight3 + F.pad(weight1, (1, 1, 1, 1)), bias3 + bias1
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        both = add(self.conv1(x), self.conv2(x)) if self.training else conv2d(x, *self.folded())
+        return pointwise(both, F.silu)
+
+
+class CSPRepLayer(nn.Module):
+    """A cross-stage-partial block of RepVGG blocks."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, expansion: float) -> None:
+        super().__init__()
+        hidden = int(out_channels * expansion)
+        self.conv1 = ConvNormLayer(in_channels, hidden, 1, activation=nn.SiLU())
+        self.conv2 = ConvNormLayer(in_channels, hidden, 1, activation=nn.SiLU())
+        self.bottlenecks = nn.Sequential(*(RepVggBlock(hidden) for _ in range(blocks)))
+        self.conv3 = (
+            nn.Identity()
+            if hidden == out_channels
+            else ConvNormLayer(hidden, out_channels, 1, activation=nn.SiLU())
+        )
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        return self.conv3(add(self.bottlenecks(self.conv1(x)), self.conv2(x)))
+
+
+class FpnPan(nn.Module):
+    """Fuses the levels top-down, then bottom-up.
+
+    Args:
+        width: channels of every level.
+        levels: number of levels.
+        blocks: RepVGG blocks per fusion.
+        expansion: hidden width of a fusion block over ``width``.
+    """
+
+    def __init__(self, width: int, levels: int = 3, blocks: int = 3, expansion: float = 1.0) -> None:
+        super().__init__()
+
+        def fusion() -> CSPRepLayer:
+            return CSPRepLayer(2 * width, width, blocks, expansion)
+
+        steps = range(levels - 1)
+        silu = nn.SiLU
+        self.lateral_convs = nn.ModuleList(
+            ConvNormLayer(width, width, 1, activation=silu()) for _ in steps
+        )
+        self.fpn_blocks = nn.ModuleList(fusion() for _ in steps)
+        self.downsample_convs = nn.ModuleList(
+            ConvNormLayer(width, width, 3, stride=2, activation=silu()) for _ in steps
+        )
+        self.pan_blocks = nn.ModuleList(fusion() for _ in steps)
+
+    def fuse(self, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
+        """Fuses maps of ``width`` channels, finest level first, and returns as many."""
+        coarse, inner = maps[-1], []
+        for lateral, block, fine in zip(
+            self.lateral_convs, self.fpn_blocks, reversed(maps[:-1]), strict=True
+        ):
+            coarse = lateral(coarse)
+            inner.append(coarse)
+            coarse = block(concat(upsample_onto(coarse, onto=fine), fine))
+
+        outputs = [coarse]
+        for down, block, lateral_map in zip(
+            self.downsample_convs, self.pan_blocks, reversed(inner), strict=True
+        ):
+            lower = down(outputs[-1], onto=lateral_map)
+            outputs.append(block(concat(lower, lateral_map)))
+        return outputs

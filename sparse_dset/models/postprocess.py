@@ -1,0 +1,55 @@
+"""From the detector's outputs to detections in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+
+def select_detections(
+    pred_logits: Tensor,
+    pred_boxes: Tensor,
+    orig_sizes: Tensor | Sequence[tuple[int, int]],
+    max_detections: int = 300,
+    query_mask: Tensor | None = None,
+) -> list[dict[str, Tensor]]:
+    """Takes the best pairs of query and class of each image (RT-DETR: no suppression).
+
+    Args:
+        pred_logits: ``[B, Q, K]``.
+        pred_boxes: ``[B, Q, 4]``, cxcywh in [0, 1].
+        orig_sizes: (h, w) per image: what boxes are scaled to.
+        max_detections: most detections of an image; a query may give several, of different classes.
+        query_mask: bool ``[B, Q]``, True = a real query; others are never selected.
+
+    Returns:
+        Per image ``scores`` float32 ``[N]`` in [0, 1], best first, ``labels`` int64 ``[N]`` and
+        ``boxes`` float32 ``[N, 4]``, xyxy in pixels, with N <= max_detections.
+
+    Raises:
+        ValueError: the number of sizes is not B, or ``max_detections`` is below 1.
+    """
+    batch_size, num_queries, num_classes = pred_logits.shape
+    sizes = torch.as_tensor(orig_sizes, dtype=torch.float32, device=pred_boxes.device)
+    if sizes.shape != (batch_size, 2):
+        raise ValueError(f"orig_sizes must be {batch_size} pairs (h, w), got {list(sizes.shape)}")
+    if max_detections < 1:
+        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+    logits = pred_logits.float()
+    if query_mask is not None:
+        logits = logits.masked_fill(~query_mask.unsqueeze(-1), -torch.inf)
+    count = min(max_detections, num_queries * num_classes)
+    best, pairs = logits.flatten(1).topk(count, dim=1)
+    queries, labels = pairs // num_classes, pairs % num_classes
+    corners = (
+        box_convert(pred_boxes.float(), "cxcywh", "xyxy") * sizes.flip(1).repeat(1, 2)[:, None]
+    )
+    boxes = corners.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4))
+    scores, real = best.sigmoid(), best != -torch.inf
+    return [
+        {"scores": scores[i, real[i]], "labels": labels[i, real[i]], "boxes": boxes[i, real[i]]}
+        for i in range(batch_size)
+    ]

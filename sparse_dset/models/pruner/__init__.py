@@ -1,0 +1,68 @@
+"""Which tokens are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparse_dset.models.pruner.pruner import Decision, Pruner, inherit
+from sparse_dset.models.pruner.scorer import TokenScorer
+from sparse_dset.models.pruner.selector import (
+    Mass,
+    Threshold,
+    TokenSelector,
+    TopK,
+    check_keep_ratio,
+)
+
+__all__ = [
+    "Decision",
+    "Mass",
+    "Pruner",
+    "Threshold",
+    "TokenScorer",
+    "TokenSelector",
+    "TopK",
+    "check_keep_ratio",
+    "inherit",
+    "make_pruner",
+    "make_selector",
+]
+
+
+def make_selector(
+    selector: str,
+    keep_ratio: float,
+    threshold: float,
+    mass: float,
+    min_tokens: int,
+    max_tokens: int | None,
+) -> TokenSelector:
+    """Makes the selector called "topk", "threshold" or "mass" from the settings of all three."""
+    check_keep_ratio(keep_ratio, "pruner.keep_ratio")
+    match selector:
+        case "topk":
+            return TopK(min_tokens, max_tokens, keep_ratio)
+        case "threshold":
+            return Threshold(min_tokens, max_tokens, threshold)
+        case "mass":
+            return Mass(min_tokens, max_tokens, mass)
+    raise ValueError(f"pruner.selector must be topk, threshold or mass, got {selector!r}")
+
+
+def make_pruner(
+    in_channels: Sequence[int],
+    *,
+    selector: str = "topk",
+    keep_ratio: float = 1.0,
+    threshold: float = 0.5,
+    mass: float = 0.9,
+    min_tokens: int = 1,
+    max_tokens: int | None = None,
+    levels: Sequence[str] = ("s3", "s4", "s5"),
+    hidden: int = 64,
+    gate: bool = False,
+    scatter_levels: Sequence[str] = ("s5",),
+) -> Pruner:
+    """Makes a pruner from flat settings; see ``Pruner`` and the selectors for their meaning."""
+    rule = make_selector(selector, keep_ratio, threshold, mass, min_tokens, max_tokens)
+    return Pruner(in_channels, rule, levels, hidden, gate, scatter_levels)

@@ -1,0 +1,158 @@
+"""Decides which cells are kept, from their scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+def check_keep_ratio(keep_ratio: float, name: str = "keep_ratio") -> float:
+    """Returns the ratio as a float.
+
+    Raises:
+        ValueError: it is not a number in (0, 1].
+    """
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float)):
+        raise ValueError(f"{name} must be a number in (0, 1], got {keep_ratio!r}")
+    if not 0.0 < keep_ratio <= 1.0:
+        raise ValueError(f"{name} must be in (0, 1], got {keep_ratio}")
+    return float(keep_ratio)
+
+
+@dataclass(frozen=True)
+class TokenSelector(ABC):
+    """Keeps cells by rank within their image.
+
+    Attributes:
+        min_tokens: an image keeps at least so many of its valid cells (or all it has).
+        max_tokens: and at most so many; None: no cap.
+    """
+
+    min_tokens: int = 1
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_tokens < 1:
+            raise ValueError(f"pruner min_tokens must be at least 1, got {self.min_tokens}")
+        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
+            raise ValueError(
+                f"pruner max_tokens = {self.max_tokens} is below min_tokens = {self.min_tokens}"
+            )
+
+    def __call__(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """Selects.
+
+        Args:
+            scores: logits ``[B, H, W]``.
+            valid: bool ``[B, H, W]``, the cells that may be kept.
+
+        Returns:
+            bool ``[B, H, W]``, the kept cells; never one that is not valid.
+        """
+        flat_valid = valid.flatten(1)
+        flat = scores.detach().float().flatten(1).masked_fill(~flat_valid, -torch.inf)
+        ranked, order = flat.sort(dim=1, descending=True, stable=True)
+        count = self.count(ranked, flat_valid.sum(1)).clamp(min=self.min_tokens)
+        if self.max_tokens is not None:
+            count = count.clamp(max=self.max_tokens)
+        rank = torch.arange(flat.shape[1], device=flat.device)
+        kept = torch.zeros_like(flat_valid).scatter(1, order, rank < count[:, None])
+        return (kept & flat_valid).view(valid.shape)
+
+    @abstractmethod
+    def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
+        """Returns how many cells each image keeps: int64 ``[B]``.
+
+        Args:
+            ranked: logits ``[B, N]``, best first, -inf for cells that are not valid.
+            num_valid: ``[B]``.
+        """
+
+    @abstractmethod
+    def relaxed(self, progress: float) -> TokenSelector:
+        """Returns the selector on its way (``progress`` in [0, 1]) from keeping all to its target."""
+
+    @abstractmethod
+    def with_keep_ratio(self, keep_ratio: float) -> TokenSelector:
+        """Returns the selector for another keep ratio.
+
+        Raises:
+            ValueError: the ratio is out of range, or this selector has none.
+        """
+
+
+@dataclass(frozen=True)
+class TopK(TokenSelector):
+    """Keeps the same share of cells in every image: ``round(keep_ratio * valid cells)``."""
+
+    keep_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(
+            self, "keep_ratio", check_keep_ratio(self.keep_ratio, "pruner.keep_ratio")
+        )
+
+    def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
+        return (num_valid * self.keep_ratio).round().long()
+
+    def relaxed(self, progress: float) -> TopK:
+        return replace(self, keep_ratio=1.0 - progress * (1.0 - self.keep_ratio))
+
+    def with_keep_ratio(self, keep_ratio: float) -> TopK:
+        return replace(self, keep_ratio=keep_ratio)
+
+
+class _ByContent(TokenSelector):
+    def with_keep_ratio(self, keep_ratio: float) -> TokenSelector:
+        """Only 1 makes sense: it switches pruning off."""
+        if check_keep_ratio(keep_ratio) != 1.0:
+            raise ValueError(
+                f"keep_ratio = {keep_ratio} needs pruner.selector=topk; {type(self).__name__} "
+                "keeps what its own setting says"
+            )
+        return self.relaxed(0.0)
+
+
+@dataclass(frozen=True)
+class Threshold(_ByContent):
+    """Keeps the cells whose score, as a probability, reaches a threshold."""
+
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"pruner.threshold must be in [0, 1], got {self.threshold}")
+
+    def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
+        reached = (ranked.sigmoid() >= self.threshold) & ranked.isfinite()
+        return reached.sum(1)
+
+    def relaxed(self, progress: float) -> Threshold:
+        return replace(self, threshold=progress * self.threshold)
+
+
+@dataclass(frozen=True)
+class Mass(_ByContent):
+    """Keeps the best cells that together hold a share of an image's probability mass."""
+
+    mass: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.mass <= 1.0:
+            raise ValueError(f"pruner.mass must be in (0, 1], got {self.mass}")
+
+    def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
+        if self.mass == 1.0:
+            return num_valid
+        probability = ranked.sigmoid()
+        before = probability.cumsum(1) - probability
+        return (before < self.mass * probability.sum(1, keepdim=True)).sum(1)
+
+    def relaxed(self, progress: float) -> Mass:
+        return replace(self, mass=1.0 - progress * (1.0 - self.mass))

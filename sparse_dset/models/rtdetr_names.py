@@ -1,0 +1,82 @@
+"""Places the tensors of a released RT-DETRv2 checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+_DERIVED = re.compile(r"decoder\.(anchors|valid_mask)$|.*\.num_batches_tracked$")
+"""Buffers that files may hold or lack: made anew for every image size, or counters."""
+
+_OWN = re.compile(r"(pruner|losses)\.|.*\.moe\.router\.|decoder\.background$")
+"""Parts that RT-DETRv2 does not have."""
+
+_EXPERT_NAMES = {
+    "linear1.weight": "moe.experts.weight1",
+    "linear1.bias": "moe.experts.bias1",
+    "linear2.weight": "moe.experts.weight2",
+    "linear2.bias": "moe.experts.bias2",
+}
+
+
+def place_rtdetr(
+    released: Mapping[str, Any], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Returns a full state dict with the released tensors in their places.
+
+    Feed-forward layers go to every expert where the detector has experts ("sparse upcycling",
+    Komatsuzaki et al., 2023).
+
+    Args:
+        released: name -> tensor, or a released training file (``ema.module`` or ``model`` inside).
+        own: the detector's state dict, from which the parts that RT-DETRv2 lacks are taken.
+
+    Raises:
+        ValueError: names that have no place, names that are missing, shapes that differ.
+    """
+    placed = dict(own)
+    filled, problems = set(), []
+    for name, tensor in _unwrap(released).items():
+        if name not in own and _DERIVED.match(name):
+            continue
+        target = _expert_name(name) if name not in own else name
+        if target not in own:
+            problems.append(f"{name}: no such parameter here")
+            continue
+        if target != name:
+            tensor = tensor.unsqueeze(0).expand(len(own[target]), *tensor.shape)
+        if tensor.shape != own[target].shape:
+            problems.append(
+                f"{name}: shape {tuple(tensor.shape)}, here {tuple(own[target].shape)}"
+            )
+            continue
+        placed[target] = tensor
+        filled.add(target)
+    problems += [
+        f"{name}: missing from the file"
+        for name in own
+        if not (name in filled or _OWN.match(name) or _DERIVED.match(name))
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:20]) + ("\n  ..." if len(problems) > 20 else "")
+        raise ValueError(
+            f"{len(problems)} entries of the RT-DETRv2 state dict do not fit this model (is it the "
+            f"right size and num_classes?):\n  {shown}"
+        )
+    return placed
+
+
+def _unwrap(released: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    if "ema" in released:
+        return released["ema"]["module"]
+    return released.get("model", released)
+
+
+def _expert_name(name: str) -> str:
+    for dense, expert in _EXPERT_NAMES.items():
+        if name.endswith(dense):
+            return name.removesuffix(dense) + expert
+    return name

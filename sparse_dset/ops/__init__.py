@@ -1,0 +1,16 @@
+"""The operators on kept sites."""
+
+from sparse_dset.ops import flops  # noqa: F401  makes FLOP counters see the operators
+from sparse_dset.ops.deform_attn import dense_deform_attn, sparse_deform_attn
+from sparse_dset.ops.segment import segment_mean, segment_sum
+from sparse_dset.ops.sparse_conv import available_backends, resolve_backend, sparse_conv2d
+
+__all__ = [
+    "available_backends",
+    "dense_deform_attn",
+    "resolve_backend",
+    "segment_mean",
+    "segment_sum",
+    "sparse_conv2d",
+    "sparse_deform_attn",
+]

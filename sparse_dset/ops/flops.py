@@ -1,0 +1,45 @@
+"""FLOPs of the operators, by what is really multiplied (1 multiply-add = 2 FLOPs).
+
+Importing this module makes ``torch.utils.flop_counter.FlopCounterMode`` count the sparse
+convolutions. Their backward passes are ordinary operators, which it counts as they run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from sparse_dset.ops import reference, spconv_backend  # noqa: F401  they register the operators
+
+
+def conv_flops(table: Tensor, in_channels: int, out_channels: int) -> int:
+    """Counts a sparse convolution: 2 FLOPs per existing pair, input and output channel; no bias.
+
+    Args:
+        table: integers ``[N_out, 9]``, -1 = no pair.
+    """
+    return 2 * int((table >= 0).sum()) * in_channels * out_channels
+
+
+def sampling_flops(weights: Tensor, head_dim: int) -> int:
+    """Counts the bilinear sampling and weighted sum of deformable attention.
+
+    It is stated beside the total, as FLOP counters leave ``grid_sample`` out.
+
+    Args:
+        weights: ``[B, Q, heads, L, P]``, one per sample of ``head_dim`` channels: four corners, a
+            multiply-add each.
+    """
+    return 2 * 4 * weights.numel() * head_dim
+
+
+@register_flop_formula(
+    [torch.ops.sparse_dset.sparse_conv2d, torch.ops.sparse_dset.sparse_conv2d_spconv], get_raw=True
+)
+def _sparse_conv2d_flops(
+    features: Tensor, weight: Tensor, table: Tensor, *_: Any, **__: Any
+) -> int:
+    return conv_flops(table, weight.shape[1], weight.shape[0])

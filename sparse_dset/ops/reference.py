@@ -1,0 +1,68 @@
+"""The sparse convolution in plain PyTorch: what every faster backend is compared with.
+
+The rows under each window are laid side by side and multiplied once (Chellapilla et al., "High
+Performance Convolutional Neural Networks for Document Processing", 2006).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("sparse_dset::sparse_conv2d", mutates_args=())
+def sparse_conv2d_reference(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    """Convolves the rows that a table names; differentiable in features and weight.
+
+    It is an operator of its own so that FLOP counters see the pairs, not the zero rows.
+
+    Args:
+        features: ``[N, C_in]``.
+        weight: ``[C_out, C_in, 3, 3]``, of the dtype of ``features``.
+        table: int32 ``[N_out, 9]``, the row of ``features`` under each tap, -1 = no site.
+
+    Returns:
+        ``[N_out, C_out]``.
+    """
+    return _windows(features, table) @ weight.permute(2, 3, 1, 0).flatten(0, 2)
+
+
+@sparse_conv2d_reference.register_fake
+def _(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    return features.new_empty(table.shape[0], weight.shape[0])
+
+
+def _save(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN001
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: ANN001
+    features, weight, table = ctx.saved_tensors
+    grad_features = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_windows = grad @ weight.permute(0, 2, 3, 1).flatten(1)
+        grad_padded = grad_windows.new_zeros(features.shape[0] + 1, features.shape[1])
+        grad_padded = grad_padded.index_add(
+            0, _rows(features, table), grad_windows.view(-1, features.shape[1])
+        )
+        grad_features = grad_padded[:-1]
+    if ctx.needs_input_grad[1]:
+        # The windows are gathered again: nine times the features would be a lot to keep.
+        products = grad.t() @ _windows(features, table)
+        grad_weight = products.view(weight.shape[0], 3, 3, -1).permute(0, 3, 1, 2)
+    return grad_features, grad_weight, None
+
+
+sparse_conv2d_reference.register_autograd(_backward, setup_context=_save)
+
+
+def _windows(features: Tensor, table: Tensor) -> Tensor:
+    """Lays the rows of each window side by side: ``[N_out, 9 * C_in]``."""
+    padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
+    windows = padded.index_select(0, _rows(features, table))
+    return windows.view(table.shape[0], 9 * features.shape[1])
+
+
+def _rows(features: Tensor, table: Tensor) -> Tensor:
+    """Points the taps without a site to a zero row behind the last one."""
+    return torch.where(table < 0, features.shape[0], table).flatten()

@@ -1,0 +1,128 @@
+"""The 3x3 convolution over kept sites: argument checks and the choice of a backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_dset.ops import spconv_backend
+from sparse_dset.ops.reference import sparse_conv2d_reference
+from sparse_dset.structures.support import Support
+
+ALGORITHMS = ("auto",)
+BACKENDS = ("auto", "reference", "spconv")
+
+
+def available_backends() -> dict[str, str]:
+    """Returns each backend's name with "" if it can run here, else the reason why not."""
+    return {"reference": "", "spconv": spconv_backend.unavailable_reason()}
+
+
+def resolve_backend(backend: str, device: torch.device | str) -> str:
+    """Returns the name of the backend that runs on a device.
+
+    Args:
+        backend: one of ``BACKENDS``. "auto" is "reference": on CPU cores it is the fastest one
+            here in inference and in training, and it needs nothing but PyTorch.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: a backend whose package is missing; the message names it.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if backend == "auto":
+        return "reference"
+    reason = available_backends()[backend]
+    if reason:
+        raise ImportError(f"backend {backend!r} cannot run here: {reason}")
+    return backend
+
+
+def sparse_conv2d(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    support: Support,
+    stride: int = 1,
+    out_support: Support | None = None,
+    algorithm: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """Convolves kept sites with a 3x3 kernel and padding 1; sites that are not kept read zero.
+
+    Stride 1 is the submanifold convolution of Graham et al., "3D Semantic Segmentation with
+    Submanifold Sparse Convolutional Networks", 2018. Stride 2 is evaluated at the sites of
+    ``out_support`` alone, so that it never dilates.
+
+    Args:
+        features: ``[N, C_in]``, rows in the order of ``support.indices``.
+        weight: ``[C_out, C_in, 3, 3]``, as ``nn.Conv2d`` holds it.
+        bias: ``[C_out]`` or None.
+        support: where the rows lie.
+        stride: 1 or 2.
+        out_support: for stride 2 the sites of the coarser level; for stride 1 None or ``support``.
+        algorithm: "auto".
+        backend: one of ``BACKENDS``.
+
+    Returns:
+        ``[N_out, C_out]``, in autocast's dtype under autocast, else in the wider dtype of features
+        and weight.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it.
+        ImportError: a backend whose package is missing.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}")
+    target = _target(support, stride, out_support)
+    _check_tensors(features, weight, bias, support)
+    dtype = _compute_dtype(features, weight)
+    features, weight = features.to(dtype), weight.to(dtype)
+    if resolve_backend(backend, features.device) == "spconv":
+        out = spconv_backend.sparse_conv2d_spconv(features, weight, support, stride, target)
+    else:
+        table = support.neighbors() if stride == 1 else target.strided_neighbors(support)
+        out = sparse_conv2d_reference(features, weight, table)
+    return out if bias is None else out + bias.to(dtype)
+
+
+def _target(support: Support, stride: int, out_support: Support | None) -> Support:
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
+    if stride == 2:
+        if out_support is None:
+            raise ValueError("out_support must name the sites to evaluate when stride is 2")
+        return out_support
+    if out_support is not None and not out_support.same_sites(support):
+        raise ValueError(
+            f"out_support must be None or the support itself when stride is 1, got {out_support} "
+            f"for {support}"
+        )
+    return support
+
+
+def _check_tensors(
+    features: Tensor, weight: Tensor, bias: Tensor | None, support: Support
+) -> None:
+    if features.dim() != 2 or len(features) != support.num_sites:
+        raise ValueError(
+            f"features must be [{support.num_sites}, C_in] for {support}, "
+            f"got {tuple(features.shape)}"
+        )
+    if weight.dim() != 4 or weight.shape[1:] != (features.shape[1], 3, 3):
+        raise ValueError(
+            f"weight must be [C_out, {features.shape[1]}, 3, 3], got {tuple(weight.shape)}"
+            + "; a 1x1 convolution is a linear layer" * (weight.shape[2:] == (1, 1))
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
+
+
+def _compute_dtype(features: Tensor, weight: Tensor) -> torch.dtype:
+    dtype = torch.promote_types(features.dtype, weight.dtype)
+    device = features.device.type
+    # As PyTorch's own operators under autocast, float64 is left alone.
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return dtype

@@ -1,0 +1,7 @@
+"""The values that flow through the network after the pruning decision."""
+
+from sparse_dset.structures.masked_map import MaskedMap
+from sparse_dset.structures.sparse_map import SparseMap
+from sparse_dset.structures.support import Support, check_nested
+
+__all__ = ["MaskedMap", "SparseMap", "Support", "check_nested"]

@@ -1,0 +1,52 @@
+"""Rows of a batch whose images hold different numbers of them, and their padded form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Places rows into a padded batch ``[B, T]``, where T (at least 1) is the fullest image's number.
+
+    Attributes:
+        slots: the place ``b * T + t`` of each row, int64 ``[N]``.
+        batch_size, length: B and T.
+    """
+
+    slots: Tensor
+    batch_size: int
+    length: int
+
+    @classmethod
+    def from_batch_index(cls, batch: Tensor, batch_size: int) -> Ragged:
+        """Lays out rows by image; rows of one image keep their order.
+
+        Args:
+            batch: each row's image, int64 ``[N]``, in any order.
+        """
+        counts = torch.bincount(batch, minlength=batch_size)
+        length = max(int(counts.max()), 1) if batch_size else 1
+        order = batch.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(batch), device=batch.device)
+        return cls(batch * length + place - starts[batch], batch_size, length)
+
+    def pad(self, rows: Tensor, value: float = 0.0) -> Tensor:
+        """Turns rows ``[N, ...]`` into a padded batch ``[B, T, ...]``."""
+        batch = rows.new_full((self.batch_size * self.length, *rows.shape[1:]), value)
+        batch = batch.index_copy(0, self.slots, rows)
+        return batch.view(self.batch_size, self.length, *rows.shape[1:])
+
+    def unpad(self, batch: Tensor) -> Tensor:
+        """Turns a padded batch ``[B, T, ...]`` into rows ``[N, ...]``."""
+        return batch.flatten(0, 1).index_select(0, self.slots)
+
+    def mask(self) -> Tensor:
+        """Returns which places hold a row: bool ``[B, T]``."""
+        filled = torch.ones(len(self.slots), dtype=torch.bool, device=self.slots.device)
+        return self.pad(filled, False)

@@ -1,0 +1,212 @@
+"""The geometry of one feature level: which sites are kept, and how to find their neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Support:
+    """The kept sites of one level, immutable, with lazily cached lookup tables.
+
+    Sites are sorted by (batch, y, x), so two supports with the same mask hold the same rows in
+    the same order. Build one per level and forward pass, and share it: every table is made once.
+
+    Attributes:
+        indices: ``[N, 3]`` int32, contiguous, columns (batch, y, x).
+        batch_size, height, width: the size of the grid that the sites lie on.
+    """
+
+    def __init__(self, indices: Tensor, batch_size: int, height: int, width: int) -> None:
+        """Takes sites that are known to be sorted; ``from_mask`` and ``from_indices`` are the usual doors."""
+        self.indices = indices
+        self.batch_size = batch_size
+        self.height = height
+        self.width = width
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Support:
+        """Builds the support of a bool mask ``[B, H, W]`` (True = kept)."""
+        if mask.dtype != torch.bool or mask.dim() != 3:
+            raise ValueError(
+                f"Support.from_mask needs a bool mask [B, H, W], got {mask.dtype} {tuple(mask.shape)}"
+            )
+        indices = mask.nonzero().to(torch.int32).contiguous()
+        return cls(indices, *mask.shape)
+
+    @classmethod
+    def from_indices(cls, indices: Tensor, batch_size: int, height: int, width: int) -> Support:
+        """Builds a support from sites in any order.
+
+        Args:
+            indices: ``[N, 3]`` integers, columns (batch, y, x), without duplicates.
+
+        Raises:
+            ValueError: a site outside the grid or given twice; the message shows the row.
+        """
+        if indices.dim() != 2 or indices.shape[1] != 3 or indices.is_floating_point():
+            raise ValueError(
+                f"indices must be integers [N, 3], got {indices.dtype} {tuple(indices.shape)}"
+            )
+        limits = torch.tensor([batch_size, height, width], device=indices.device)
+        bad = ((indices < 0) | (indices >= limits)).any(dim=1).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            raise ValueError(
+                f"indices[{row}] = {indices[row].tolist()} is outside the grid: (batch, y, x) must be "
+                f"below ({batch_size}, {height}, {width}); check the order of the columns"
+            )
+        mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=indices.device)
+        mask[tuple(indices.long().unbind(1))] = True
+        support = cls.from_mask(mask)
+        if support.num_sites != len(indices):
+            raise ValueError(f"{len(indices) - support.num_sites} of {len(indices)} indices repeat")
+        return support
+
+    @classmethod
+    def full(
+        cls, batch_size: int, height: int, width: int, device: torch.device | str = "cpu"
+    ) -> Support:
+        """Builds the support that keeps every site."""
+        return cls.from_mask(
+            torch.ones(batch_size, height, width, dtype=torch.bool, device=device)
+        )
+
+    @property
+    def num_sites(self) -> int:
+        """The number N of kept sites in the whole batch."""
+        return self.indices.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(batch size, height, width) of the grid."""
+        return self.batch_size, self.height, self.width
+
+    @property
+    def device(self) -> torch.device:
+        return self.indices.device
+
+    def same_sites(self, other: Support) -> bool:
+        """Tells whether both supports keep the same sites of the same grid."""
+        return self is other or (
+            self.shape == other.shape and torch.equal(self.indices, other.indices)
+        )
+
+    def mask(self) -> Tensor:
+        """Returns the kept sites as a bool mask ``[B, H, W]`` (cached)."""
+        return self._mask
+
+    def row_map(self) -> Tensor:
+        """Returns the row of each site, or -1: int32 ``[B, H, W]`` (cached)."""
+        return self._row_map
+
+    def flat_index(self) -> Tensor:
+        """Returns each site's position in the flattened grid: int64 ``[N]`` (cached)."""
+        return self._flat_index
+
+    def neighbors(self) -> Tensor:
+        """Returns the rows of the 3x3 window around each site.
+
+        Returns:
+            int32 ``[N, 9]``, taps in row-major order, -1 where there is no site (cached).
+        """
+        return self._neighbors
+
+    def strided_neighbors(self, finer: Support) -> Tensor:
+        """Returns the rows, in ``finer``, of the 3x3 window with stride 2 and padding 1.
+
+        Args:
+            finer: the support of the level with twice the resolution; output site (y, x) reads
+                the window whose centre is (2y, 2x).
+
+        Returns:
+            int32 ``[N, 9]``, taps in row-major order, -1 where there is no site.
+        """
+        expected = (finer.batch_size, (finer.height + 1) // 2, (finer.width + 1) // 2)
+        if self.shape != expected:
+            raise ValueError(
+                f"a stride-2 convolution from {finer.shape} gives the grid {expected}, "
+                f"not {self.shape}"
+            )
+        return self._windows(finer, stride=2)
+
+    def parents(self, coarser: Support) -> Tensor:
+        """Returns each site's parent row (b, y // 2, x // 2) in the coarser level: int64 ``[N]``.
+
+        Raises:
+            ValueError: a site whose parent is not kept: the supports do not nest.
+        """
+        batch, y, x = self.indices.long().unbind(1)
+        rows = coarser.row_map()[batch, y // 2, x // 2].long()
+        if rows.numel() and int(rows.min()) < 0:
+            site = self.indices[int(rows.argmin())].tolist()
+            raise ValueError(
+                f"site (batch, y, x) = {site} has no kept parent: supports must nest"
+            )
+        return rows
+
+    def counts(self) -> Tensor:
+        """Returns the number of kept sites per image: int64 ``[B]`` (cached)."""
+        return self._counts
+
+    def _windows(self, source: Support, stride: int) -> Tensor:
+        padded = F.pad(source.row_map(), (1, 1, 1, 1), value=-1)
+        offsets = torch.arange(3, device=self.device)
+        batch, y, x = self.indices.long().unbind(1)
+        rows = (y * stride)[:, None, None] + offsets[:, None]
+        columns = (x * stride)[:, None, None] + offsets[None, :]
+        return padded[batch[:, None, None], rows, columns].flatten(1)
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        return self._row_map >= 0
+
+    @cached_property
+    def _row_map(self) -> Tensor:
+        rows = torch.full(
+            (self.batch_size * self.height * self.width,), -1, dtype=torch.int32, device=self.device
+        )
+        rows[self._flat_index] = torch.arange(
+            self.num_sites, dtype=torch.int32, device=self.device
+        )
+        return rows.view(self.shape)
+
+    @cached_property
+    def _flat_index(self) -> Tensor:
+        batch, y, x = self.indices.long().unbind(1)
+        return (batch * self.height + y) * self.width + x
+
+    @cached_property
+    def _neighbors(self) -> Tensor:
+        return self._windows(self, stride=1)
+
+    @cached_property
+    def _counts(self) -> Tensor:
+        return torch.bincount(self.indices[:, 0].long(), minlength=self.batch_size)
+
+    def __repr__(self) -> str:
+        return f"Support({self.num_sites} of {self.batch_size}x{self.height}x{self.width} sites)"
+
+
+def check_nested(masks: Sequence[Tensor]) -> None:
+    """Checks that every kept site lies under a kept site of the next coarser level.
+
+    Args:
+        masks: bool ``[B, H_l, W_l]``, finest level first.
+
+    Raises:
+        ValueError: names the level and the first site without a kept parent.
+    """
+    for level, (fine, coarse) in enumerate(zip(masks[:-1], masks[1:], strict=True)):
+        parents = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        orphans = fine & ~parents[:, : fine.shape[1], : fine.shape[2]]
+        if orphans.any():
+            site = orphans.nonzero()[0].tolist()
+            raise ValueError(
+                f"kept masks must nest: site (batch, y, x) = {site} of level {level} has no kept "
+                f"parent at level {level + 1}"
+            )

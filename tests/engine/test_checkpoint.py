@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sparse_dset.engine.checkpoint import (
+    export_weights,
+    load_checkpoint,
+    load_weights,
+    model_weights,
+    save_checkpoint,
+)
+
+
+def test_what_is_saved_loads_with_the_defaults_of_torch(
+    stub_detector: type[nn.Module], tmp_path: Path
+) -> None:
+    model = stub_detector()
+    config = {"model": {"name": "r18", "sizes": [1, 2]}, "keep_ratio": 0.3, "resume": None}
+    path = tmp_path / "deep" / "x.pt"
+    save_checkpoint(path, model_state=model.state_dict(), config=config, step=3)
+    assert torch.load(path)["config"] == config
+    content = load_checkpoint(path)
+    assert content["step"] == 3
+    assert torch.equal(content["model"]["class_head.weight"], model.class_head.weight)
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), argparse.Namespace(a=1), Path("x"), {1, 2}])
+def test_values_that_are_not_plain_are_refused_and_located(tmp_path: Path, value: object) -> None:
+    with pytest.raises(TypeError, match=r"checkpoint\['metrics'\]\['AP'\]"):
+        save_checkpoint(tmp_path / "x.pt", model_state={}, config={}, metrics={"AP": value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crash_while_saving_leaves_the_former_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, model_state={}, config={}, step=1)
+
+    def crash(_content: object, file: object) -> None:
+        file.write(b"half of a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(path, model_state={}, config={}, step=2)
+    assert load_checkpoint(path)["step"] == 1
+    assert [item.name for item in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_foreign_objects_are_refused_with_advice(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.pt"
+    torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, path)
+    with pytest.raises(ValueError, match="trust=True") as error:
+        load_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert load_checkpoint(path, trust=True)["args"].lr == 1
+
+
+def test_missing_empty_cut_and_other_files_are_named(
+    stub_detector: type[nn.Module], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pt"
+    with pytest.raises(FileNotFoundError, match=r"x\.pt"):
+        load_checkpoint(path)
+    path.touch()
+    with pytest.raises(ValueError, match=r"x\.pt is empty"):
+        load_checkpoint(path)
+    save_checkpoint(path, model_state=stub_detector().state_dict(), config={})
+    content = path.read_bytes()
+    for length in (10, len(content) // 2, len(content) - 10):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"x\.pt"):
+            load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="list"):
+        load_checkpoint(path)
+
+
+def test_another_class_count_loads_everything_but_the_head(stub_detector: type[nn.Module]) -> None:
+    source, model = stub_detector(num_classes=80), stub_detector(num_classes=3)
+    head = model.class_head.weight.clone()
+    report = load_weights(model, source.state_dict())
+    assert set(report.mismatched) == {"class_head.weight", "class_head.bias"}
+    assert report.mismatched["class_head.bias"] == ((240,), (9,))
+    assert torch.equal(model.class_head.weight, head)
+    assert torch.equal(model.backbone[0].weight, source.backbone[0].weight)
+    assert "class_head.weight [240, 4] in the file, [9, 4] in the model" in str(report)
+
+
+def test_missing_and_unexpected_names_are_listed(stub_detector: type[nn.Module]) -> None:
+    model = stub_detector()
+    state = stub_detector().state_dict()
+    state["renamed"] = state.pop("box_head.bias")
+    report = load_weights(model, state)
+    assert report.missing == ("box_head.bias",)
+    assert report.unexpected == ("renamed",)
+    assert len(report.loaded) == len(state) - 1
+
+
+def test_no_match_at_all_is_an_error(stub_detector: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match="none of the weights match"):
+        load_weights(nn.Linear(2, 2), stub_detector().state_dict())
+
+
+def test_averaged_weights_are_preferred() -> None:
+    assert model_weights({"model": {"a": 1}, "ema": {"model": {"a": 2}}}) == {"a": 2}
+    assert model_weights({"model": {"a": 1}}) == {"a": 1}
+    with pytest.raises(ValueError, match="neither"):
+        model_weights({"state_dict": {}})
+
+
+def test_exported_weights_are_half_the_size_and_come_back_as_float32(tmp_path: Path) -> None:
+    weight = torch.randn(256, 256)
+    huge = torch.full((2, 2), 1e6)
+    state = {"weight": weight, "bias": torch.tensor([1e-9]), "huge": huge, "count": torch.tensor(3)}
+    save_checkpoint(
+        tmp_path / "train.pt",
+        model_state={"weight": -weight},
+        config={"a": 1},
+        ema={"model": state, "updates": 5},
+        optimizer={"state": {}},
+    )
+    export_weights(tmp_path / "train.pt", tmp_path / "weights.pt")
+    assert (tmp_path / "weights.pt").stat().st_size < 0.55 * weight.numel() * 4
+    content = load_checkpoint(tmp_path / "weights.pt")
+    assert content["config"] == {"a": 1}
+    assert "optimizer" not in content
+    assert "ema" not in content
+    assert content["model"]["weight"].dtype == torch.float32
+    torch.testing.assert_close(content["model"]["weight"], weight, rtol=1e-3, atol=1e-6)
+    for name in ("bias", "huge", "count"):
+        assert torch.equal(content["model"][name], state[name])

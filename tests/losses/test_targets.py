@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sparse_dset.losses.targets import pad_targets
+
+
+def make_target(
+    labels: list[int], boxes: list[list[float]] | None = None, image_id: int = 7
+) -> dict[str, Any]:
+    if boxes is None:
+        boxes = [[0.5, 0.5, 0.2, 0.2]] * len(labels)
+    return {
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "image_id": image_id,
+    }
+
+
+def test_pads_to_the_largest_image() -> None:
+    padded = pad_targets([make_target([2]), make_target([]), make_target([0, 1])], 3, "cpu")
+    assert padded.labels.tolist() == [[2, 0], [0, 0], [0, 1]]
+    assert padded.mask.tolist() == [[True, False], [False, False], [True, True]]
+    assert padded.boxes.shape == (3, 2, 4)
+    assert padded.boxes[0, 1].tolist() == [0, 0, 0, 0]
+    assert padded.num_boxes == 3.0
+
+
+def test_a_batch_without_objects() -> None:
+    padded = pad_targets([make_target([]), make_target([])], 3, "cpu")
+    assert padded.boxes.shape == (2, 0, 4)
+    assert padded.mask.shape == padded.labels.shape == (2, 0)
+    assert padded.num_boxes == 1.0
+
+
+@pytest.mark.parametrize("label", [-1, 3, 6])
+def test_label_out_of_range_names_image_and_both_numbers(label: int) -> None:
+    with pytest.raises(ValueError, match=rf"image 41: label {label} .* 3 classes"):
+        pad_targets([make_target([0]), make_target([1, label], image_id=41)], 3, "cpu")
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0.5, 0.5, 0.0, 0.1],
+        [0.5, 0.5, 0.1, -0.2],
+        [float("nan"), 0.5, 0.1, 0.1],
+        [0.5, 0.5, float("inf"), 0.1],
+    ],
+)
+def test_bad_box_names_the_image(box: list[float]) -> None:
+    with pytest.raises(ValueError, match="image 41: box"):
+        pad_targets([make_target([0]), make_target([0], [box], image_id=41)], 3, "cpu")
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="image 7: labels must be"):
+        pad_targets([make_target([0, 1], [[0.5, 0.5, 0.2, 0.2]])], 3, "cpu")
+
+
+def test_num_boxes_is_the_mean_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_the_other_rank(total: torch.Tensor) -> None:
+        total += 5
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", add_the_other_rank)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    assert pad_targets([make_target([0, 1, 2])], 3, "cpu").num_boxes == 4.0

@@ -1,0 +1,97 @@
+"""Hugging Face's RT-DETRv2 with random weights, and its parameters under the released names."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
+
+_RENAMES = [
+    (r"^model\.backbone\.model\.embedder\.embedder\.(\d)\.", r"backbone.conv1.conv1_\1."),
+    (r"^model\.backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d+)\.", r"backbone.res_layers.\1.blocks.\2."),
+    (r"\.shortcut\.1\.", ".short.conv."),
+    (r"\.shortcut\.", ".short."),
+    (r"\.layer\.0\.", ".branch2a."),
+    (r"\.layer\.1\.", ".branch2b."),
+    (r"\.layer\.2\.", ".branch2c."),
+    (r"\.convolution\.", ".conv."),
+    (r"\.normalization\.", ".norm."),
+    (r"^model\.encoder_input_proj\.(\d)\.0\.", r"encoder.input_proj.\1.conv."),
+    (r"^model\.encoder_input_proj\.(\d)\.1\.", r"encoder.input_proj.\1.norm."),
+    (r"^model\.decoder_input_proj\.(\d)\.0\.", r"decoder.input_proj.\1.conv."),
+    (r"^model\.decoder_input_proj\.(\d)\.1\.", r"decoder.input_proj.\1.norm."),
+    (r"^model\.encoder\.aifi\.", "encoder.encoder."),
+    (r"^model\.encoder\.", "encoder."),
+    (r"^model\.decoder\.layers\.", "decoder.decoder.layers."),
+    (r"^model\.decoder\.query_pos_head\.", "decoder.query_pos_head."),
+    (r"^model\.decoder\.class_embed\.", "decoder.dec_score_head."),
+    (r"^model\.decoder\.bbox_embed\.", "decoder.dec_bbox_head."),
+    (r"^model\.enc_output\.0\.", "decoder.enc_output.proj."),
+    (r"^model\.enc_output\.1\.", "decoder.enc_output.norm."),
+    (r"^model\.(enc_score_head|enc_bbox_head|denoising_class_embed)\.", r"decoder.\1."),
+    (r"\.mlp\.fc([12])\.", r".linear\1."),
+    (r"\.encoder_attn\.n_points_scale", ".cross_attn.num_points_scale"),
+    (r"\.encoder_attn\.", ".cross_attn."),
+    (r"\.self_attn\.o_proj\.", ".self_attn.out_proj."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"\.encoder_attn_layer_norm\.", ".norm2."),
+    (r"(encoder\.encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
+    (r"\.final_layer_norm\.", ".norm3."),
+]
+
+
+def build(depth: int, num_labels: int = 80) -> RTDetrV2ForObjectDetection:
+    """Builds the R18 or R50 shape with random weights, BatchNorm statistics included."""
+    bottleneck = depth == 50
+    sizes = [256, 512, 1024, 2048] if bottleneck else [64, 128, 256, 512]
+    backbone = RTDetrResNetConfig(
+        layer_type="bottleneck" if bottleneck else "basic",
+        depths=[3, 4, 6, 3] if bottleneck else [2, 2, 2, 2],
+        hidden_sizes=sizes,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = RTDetrV2Config(
+        backbone_config=backbone,
+        encoder_in_channels=sizes[1:],
+        hidden_expansion=1.0 if bottleneck else 0.5,
+        decoder_layers=6 if bottleneck else 3,
+        num_labels=num_labels,
+    )
+    model = RTDetrV2ForObjectDetection(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2.0, generator=generator)
+            elif name.endswith("running_mean"):
+                value.normal_(0.0, 0.1, generator=generator)
+            elif value.is_floating_point() and not name.endswith("n_points_scale"):
+                noise = torch.randn(value.shape, generator=generator)
+                scale = 1.0 if value.dim() < 2 else value[0].numel() ** -0.5
+                value.copy_(1 + 0.1 * noise if name.endswith("norm.weight") else scale * noise)
+                if value.dim() == 1 and not name.endswith("weight"):
+                    value.mul_(0.1)
+    return model
+
+
+def released_names(model: RTDetrV2ForObjectDetection) -> dict[str, Tensor]:
+    """Returns the model's parameters under the names of the released checkpoints."""
+    renamed = {}
+    for name, value in model.state_dict().items():
+        if name.startswith(("class_embed", "bbox_embed")):
+            continue  # the same tensors as in model.decoder
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[re.sub(r"conv1_(\d)", lambda m: f"conv1_{int(m[1]) + 1}", name)] = value
+    return _join_projections(renamed)
+
+
+def _join_projections(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    joined = {k: v for k, v in named.items() if not re.search(r"self_attn\.[qkv]_proj", k)}
+    for name in named:
+        if ".self_attn.q_proj." in name:
+            parts = [named[name.replace("q_proj.", f"{p}_proj.")] for p in "qkv"]
+            joined[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+    return joined
