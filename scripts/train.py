@@ -12,9 +12,23 @@ import hydra
 from omegaconf import DictConfig
 
 from sparse_dset.config import build_from_config, check_config
+from sparse_dset.data.coco import CocoDetection
+from sparse_dset.data.transforms import Mosaic
 from sparse_dset.engine import distributed
 from sparse_dset.engine.checkpoint import load_checkpoint, load_weights, model_weights
 from sparse_dset.engine.train import Trainer, prepare
+
+
+def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection) -> list[str]:
+    """The classes, which the data decides."""
+    source = train_set.dataset if isinstance(train_set, Mosaic) else train_set
+    if source.class_names != val_set.class_names:
+        raise ValueError(
+            "training and validation must have the same categories, got "
+            f"{source.class_names} in {source.annotations} and "
+            f"{val_set.class_names} in {val_set.annotations}"
+        )
+    return list(val_set.class_names)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -32,9 +46,8 @@ def main(cfg: DictConfig) -> None:
         prepare(config)
         train_set = hydra.utils.instantiate(cfg.data.train)
         val_set = hydra.utils.instantiate(cfg.data.val)
-        # The data decides which classes there are.
-        cfg.model.class_names = list(val_set.class_names)
-        cfg.model.num_classes = len(val_set.class_names)
+        cfg.model.class_names = _class_names(train_set, val_set)
+        cfg.model.num_classes = len(cfg.model.class_names)
         record = check_config(cfg)
         model = build_from_config(record, pretrained=resume is None and cfg.weights is None)
         if cfg.weights is not None:

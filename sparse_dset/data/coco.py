@@ -228,6 +228,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                 self.skipped[record.image_id] = str(result)
             else:
                 raise result
+        if not records:
+            raise ImageReadError(f"{self.annotations}: no picture can be read: {self.skipped}")
         self.records = records
         return images
 
@@ -243,6 +245,8 @@ def _read_json(path: Path) -> dict[str, Any]:
                 f"{path} is not a COCO detection file: it needs an object with the lists "
                 f"'images', 'annotations' and 'categories', and {key!r} is missing"
             )
+        if not all(isinstance(entry, dict) for entry in content[key]):
+            raise ValueError(f"{path} is not a COCO detection file: {key!r} must list objects")
     return content
 
 
@@ -278,8 +282,7 @@ def _annotations_by_image(
 ) -> dict[int, list[Mapping[str, Any]]]:
     known = {image_id for image_id, _ in _unique(content["images"], "image", path)}
     with_id = [entry for entry in content["annotations"] if entry.get("id") is not None]
-    for _ in _unique(with_id, "annotation", path):
-        pass  # only looks for ids that repeat
+    _unique(with_id, "annotation", path)  # only to find ids that repeat
     by_image: dict[int, list[Mapping[str, Any]]] = {}
     for entry in content["annotations"]:
         name = f"{path}: annotation {entry.get('id', '')}".rstrip()

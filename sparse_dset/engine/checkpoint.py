@@ -94,17 +94,16 @@ def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights to use from a checkpoint: the averaged (EMA) ones when it has them.
 
     Raises:
-        ValueError: the checkpoint has neither ``ema`` nor ``model``.
+        ValueError: the checkpoint is of another project: its entries are not ``model`` and
+            perhaps ``ema``.
     """
-    ema = checkpoint.get("ema")
-    if ema:
-        return ema["model"]
-    if "model" not in checkpoint:
+    source = checkpoint.get("ema") or checkpoint
+    if "model" not in source:
         raise ValueError(
-            "the checkpoint has neither 'ema' nor 'model' entries, only "
-            f"{sorted(map(str, checkpoint))[:8]}"
+            "the checkpoint has no 'model' entry (or its 'ema' entry has none), only "
+            f"{sorted(map(str, source))[:8]}; is it of another project?"
         )
-    return checkpoint["model"]
+    return source["model"]
 
 
 def load_detector(path: str | Path, *, trust: bool = False) -> Detector:
@@ -199,13 +198,12 @@ def export_weights(source: str | Path, destination: str | Path, *, half: bool = 
     """
     checkpoint = load_checkpoint(source)
     weights = model_weights(checkpoint)
-    kept = {name: checkpoint[name] for name in ("metrics", "class_names") if name in checkpoint}
     save_checkpoint(
         destination,
         model_state={k: _narrow(v) for k, v in weights.items()} if half else weights,
         config=checkpoint.get("config", {}),
+        metrics=checkpoint.get("metrics", {}),
         half=half,
-        **kept,
     )
 
 

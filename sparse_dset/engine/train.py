@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -195,6 +195,8 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
         self.best: list[float] = [-1.0, -1.0]
+        # The processes share their first weights, but not what they draw while training.
+        seed_everything(config.seed + distributed.rank())
 
     def fit(self) -> dict[str, float]:
         """Trains to the end, or to a limit or a signal; the state is then in ``last.pt``.
@@ -250,7 +252,6 @@ class Trainer:
             sums=self.sums,
             metrics=self.metrics,
             best=self.best,
-            class_names=list(getattr(self.train_set, "class_names", [])),
         )
 
     def resume(self, path: str | Path) -> None:
@@ -355,11 +356,9 @@ class Trainer:
                 self.scaler.scale(loss / len(batches)).backward()
             for name, value in parts.items():
                 values[name] = values.get(name, 0.0) + value / len(batches)
-        values["grad_norm"] = self._update(batches)
         values["lr"] = self.optimizer.param_groups[0]["lr"]
         values["progress"] = progress
-        self.scheduler.step()
-        self.ema.update(self.model)
+        values["grad_norm"] = self._update(batches)
         self.step += 1
         return values
 
@@ -399,14 +398,17 @@ class Trainer:
     def _update(self, batches: list[Batch]) -> float:
         """Clips and applies the gradients; gives their norm before the clipping."""
         self.scaler.unscale_(self.optimizer)
-        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        norm = float(clip_grad_norm_(self.model.parameters(), limit))
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        total = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = float(total)
         if math.isfinite(norm):
+            if self.config.clip_norm is not None:
+                clip_grads_with_norm_(parameters, self.config.clip_norm, total)
             self.scaler.step(self.optimizer)
+            self.scheduler.step()
+            self.ema.update(self.model)
         elif self.config.amp == "fp16" and self.scaler.get_scale() >= 1.0:
-            # The loss scale was too high: the scaler leaves the weights alone and lowers it. Below
-            # 1 it is not the scale.
-            self.scaler.step(self.optimizer)
+            # The loss scale was too high and is lowered now. Below 1 it is not the scale.
             self.skipped_steps += 1
             norm = 0.0
         else:

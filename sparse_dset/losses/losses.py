@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sparse_dset.losses.balance import load_balance_loss
@@ -14,7 +15,7 @@ from sparse_dset.losses.matcher import HungarianMatcher
 from sparse_dset.losses.targets import PaddedTargets
 from sparse_dset.models.decoder.decoder import DecoderOutput
 from sparse_dset.models.decoder.memory import Memory
-from sparse_dset.models.decoder.queries import cell_boxes
+from sparse_dset.models.decoder.queries import cell_boxes, take_rows
 from sparse_dset.models.geometry import Geometry
 from sparse_dset.models.moe import RouterStats
 
@@ -66,9 +67,18 @@ class Losses(nn.Module):
         if output.router_stats:
             losses["loss_balance_decoder"] = self.balance_decoder * _balance(output.router_stats)
         if self.dense is not None and self.training:
-            cells = cell_boxes(memory.sites, geometry)
-            losses |= self.dense(memory.rows, cells, memory.table, targets)
+            losses |= self._dense(self.dense, memory, geometry, targets)
         return losses
+
+    @staticmethod
+    def _dense(
+        dense: DenseSupervision, memory: Memory, geometry: Geometry, targets: PaddedTargets
+    ) -> dict[str, Tensor]:
+        cells = take_rows(cell_boxes(memory.sites, geometry), memory.table)
+        center, size = cells.split(2, dim=-1)
+        anchors = torch.logit(torch.cat([center, 3.0 * size], -1), eps=1e-4)
+        features = take_rows(memory.rows, memory.table)
+        return dense(features, anchors, center, size, memory.table >= 0, targets)
 
 
 def _balance(stats: Sequence[RouterStats]) -> Tensor:

@@ -82,7 +82,7 @@ def dense_deform_attn(
     Returns:
         ``[B, Q, heads * dim]`` of the dtype of the maps.
     """
-    batch, queries, heads, levels, points, _ = _check(locations, weights, extents)
+    batch, queries, heads, levels, _, _ = _check(locations, weights, extents)
     _check_maps(maps, batch, heads, levels)
     channels = maps[0].shape[1]
     dtype = _sum_dtype(maps[0], weights)
@@ -91,8 +91,8 @@ def dense_deform_attn(
     total = torch.zeros((), dtype=dtype, device=weights.device)
     for level, level_map in enumerate(maps):
         size = extents.new_tensor([level_map.shape[3], level_map.shape[2]])
-        scale = extents[:, level].flip(-1) / size
-        grid = 2 * locations[:, :, :, level] * scale[:, None, None, None, :] - 1
+        cells = locations[:, :, :, level] * extents[:, None, None, None, level].flip(-1)
+        grid = 2 * cells / size - 1
         sampled = F.grid_sample(
             level_map.to(dtype).reshape(batch * heads, -1, *level_map.shape[2:]),
             grid.to(dtype).transpose(1, 2).flatten(0, 1),
@@ -159,9 +159,7 @@ def _sum_dtype(value: Tensor, weights: Tensor) -> torch.dtype:
 
 def _check(locations: Tensor, weights: Tensor, extents: Tensor) -> torch.Size:
     if locations.dim() != 6 or locations.shape[-1] != 2:
-        raise ValueError(
-            f"locations must be [B, Q, heads, L, P, 2], got {tuple(locations.shape)}"
-        )
+        raise ValueError(f"locations must be [B, Q, heads, L, P, 2], got {tuple(locations.shape)}")
     if weights.shape != locations.shape[:-1]:
         raise ValueError(
             f"weights must be {tuple(locations.shape[:-1])} like locations, "

@@ -6,6 +6,8 @@ Performance Convolutional Neural Networks for Document Processing", 2006).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,11 +34,11 @@ def _(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
     return features.new_empty(table.shape[0], weight.shape[0])
 
 
-def _save(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN001
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: ANN001
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     features, weight, table = ctx.saved_tensors
     grad_features = grad_weight = None
     if ctx.needs_input_grad[0]:

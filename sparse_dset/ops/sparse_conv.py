@@ -22,8 +22,9 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
     """Returns the name of the backend that runs on a device.
 
     Args:
-        backend: one of ``BACKENDS``. "auto" is "reference": on CPU cores it is the fastest one
-            here in inference and in training, and it needs nothing but PyTorch.
+        backend: one of ``BACKENDS``. "auto" is "reference" on every device: on CPU it is the
+            faster one on pruned maps, and it needs nothing but PyTorch.
+        device: where the features are.
 
     Raises:
         ValueError: an unknown name.
@@ -102,9 +103,7 @@ def _target(support: Support, stride: int, out_support: Support | None) -> Suppo
     return support
 
 
-def _check_tensors(
-    features: Tensor, weight: Tensor, bias: Tensor | None, support: Support
-) -> None:
+def _check_tensors(features: Tensor, weight: Tensor, bias: Tensor | None, support: Support) -> None:
     if features.dim() != 2 or len(features) != support.num_sites:
         raise ValueError(
             f"features must be [{support.num_sites}, C_in] for {support}, "

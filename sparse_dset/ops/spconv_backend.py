@@ -65,7 +65,7 @@ def _sparse_conv2d_spconv(
     grid: Sequence[int],
     stride: int,
 ) -> Tensor:
-    """An operator, so that FLOP counters (by ``table``) and ``torch.compile`` can deal with it."""
+    """Convolves; an operator, so that FLOP counters see the pairs in ``table``."""
     return _convolve(features, weight, indices, out_indices, grid, stride)
 
 
@@ -86,9 +86,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if not len(indices) or not len(out_indices):
         return torch.zeros_like(features), torch.zeros_like(weight), *rest
     with torch.enable_grad():
-        inputs = [features.detach().requires_grad_(), weight.detach().requires_grad_()]
-        out = _convolve(*inputs, indices, out_indices, ctx.grid, ctx.stride)
-        grads = torch.autograd.grad(out, inputs, grad)
+        features, weight = features.detach().requires_grad_(), weight.detach().requires_grad_()
+        out = _convolve(features, weight, indices, out_indices, ctx.grid, ctx.stride)
+        grads = torch.autograd.grad(out, (features, weight), grad)
     return *grads, *rest
 
 
@@ -120,7 +120,8 @@ def _run(
     features: Tensor, weight: Tensor, indices: Tensor, grid: Sequence[int], stride: int
 ) -> tuple[Tensor, Tensor]:
     """Returns spconv's rows ``[N', C_out]`` and their sites ``[N', 3]``."""
-    assert indices.dtype == torch.int32 and indices.is_contiguous()
+    assert indices.dtype == torch.int32
+    assert indices.is_contiguous()
     batch_size, height, width = grid
     if indices not in _tables:
         # A table holds the sites it is made from: a copy of them keeps the key free to go.

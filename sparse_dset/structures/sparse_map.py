@@ -43,7 +43,7 @@ class SparseMap:
         batch, height, width = self.support.shape
         rows = self.features.new_zeros(batch * height * width, self.features.shape[1])
         rows = rows.index_copy(0, self.support.flat_index(), self.features)
-        return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        return rows.view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
     def with_features(self, features: Tensor) -> SparseMap:
         """Returns other features on the same support."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -201,7 +202,7 @@ def check_nested(masks: Sequence[Tensor]) -> None:
     Raises:
         ValueError: names the level and the first site without a kept parent.
     """
-    for level, (fine, coarse) in enumerate(zip(masks[:-1], masks[1:], strict=True)):
+    for level, (fine, coarse) in enumerate(itertools.pairwise(masks)):
         parents = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
         orphans = fine & ~parents[:, : fine.shape[1], : fine.shape[2]]
         if orphans.any():

@@ -184,9 +184,7 @@ def test_the_files_area_is_taken_where_it_is_one(tmp_path, area, expected):
 def test_crowds_are_kept_but_not_trained_on(tmp_path):
     crowd = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 5, 6], "iscrowd": 1}
     single = {"id": 2, "image_id": 1, "category_id": 1, "bbox": [8, 8, 16, 16], "iscrowd": 0}
-    dataset = CocoDetection(
-        tmp_path, coco_file(tmp_path, {1: []}, annotations=[crowd, single])
-    )
+    dataset = CocoDetection(tmp_path, coco_file(tmp_path, {1: []}, annotations=[crowd, single]))
     assert dataset.records[0].crowd.tolist() == [True, False]
     assert dataset[0][1]["boxes"].tolist() == [[0.25, 0.25, 0.25, 0.25]]
 
@@ -218,7 +216,8 @@ def _annotation(**changes: Any) -> dict[str, Any]:
         ({"images": [{"id": "x", "file_name": "1.jpg"}]}, "image id must be a whole number"),
         ({"images": [{"file_name": "1.jpg"}]}, "image id must be a whole number.*None"),
         ({"images": [{"id": 1}]}, "image 1 has no file_name"),
-        ({"images": []}, "no images"),
+        ({"images": [], "annotations": []}, "no images"),
+        ({"images": [1]}, "'images' must list objects"),
         ({"categories": [{"id": 1}, {"id": 1}]}, "category ids must be unique"),
         ({"categories": []}, "no categories"),
         ({"categories": None}, "'categories' is missing"),
@@ -271,7 +270,7 @@ def test_the_upright_size_is_read_where_the_file_gives_none(tmp_path):
 
 def test_boxes_drawn_on_the_stored_view_get_the_stored_view(tmp_path):
     path = _sideways(tmp_path, (100, 40))
-    with pytest.warns(UserWarning):  # the box lies below an image of 40 rows
+    with pytest.warns(UserWarning, match=r"1 boxes|no boxes"):  # the box lies below 40 rows
         image, target = CocoDetection(tmp_path, path)[0]
     assert image.shape == (3, 40, 100)
     assert target["orig_size"] == (40, 100)
@@ -292,8 +291,7 @@ def _with_broken(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("index", [1, 2])
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("index", "num_workers"), [(1, 0), (2, 0), (2, 1)])
 def test_broken_pictures_raise_with_path_and_id(tmp_path, index, num_workers):
     dataset = CocoDetection(tmp_path, _with_broken(tmp_path))
     loader = DataLoader(dataset, 1, sampler=[index], num_workers=num_workers, collate_fn=collate)
@@ -327,9 +325,15 @@ def test_missing_pictures_of_unknown_size(tmp_path):
         assert list(CocoDetection(tmp_path, path, on_error="skip").skipped) == [2]
 
 
+def test_a_set_of_broken_pictures_alone_is_refused(tmp_path):
+    path = coco_file(tmp_path, {1: [[1, 1, 5, 5]]}, draw=False)
+    with pytest.raises(ImageReadError, match=r"no picture can be read.*1\.jpg"):
+        CocoDetection(tmp_path, path, on_error="skip")
+
+
 def test_unknown_ways_to_treat_errors_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'raise' or 'skip'.*'ignore'"):
-        CocoDetection(tmp_path, coco_file(tmp_path, {1: []}), on_error="ignore")
+    with pytest.raises(ValueError, match=r"'raise' or 'skip'.*'ignore'"):
+        CocoDetection(tmp_path, coco_file(tmp_path, {1: []}), on_error="ignore")  # type: ignore[arg-type]
 
 
 def test_too_large_pictures_are_refused_by_name(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ def sample(height: int, width: int, image_id: int = 0) -> tuple[torch.Tensor, Ta
 def test_images_are_padded_to_the_right_and_below(sizes, padded):
     samples = [sample(*size) for size in sizes]
     batch = collate(samples)
+    assert batch.padding_mask is not None
     assert batch.images.shape == (len(sizes), 3, *padded)
     assert batch.padding_mask.shape == (len(sizes), *padded)
     assert batch.padding_mask.dtype == torch.bool
@@ -73,18 +74,20 @@ def test_a_batch_is_frozen_and_moves():
     batch = collate([sample(33, 50)])
     moved = batch.to("meta")
     assert moved.images.is_meta
+    assert moved.padding_mask is not None
     assert moved.padding_mask.is_meta
     assert moved.targets[0]["boxes"].is_meta
     assert moved.targets[0]["size"] == (33, 50)
     assert not batch.targets[0]["boxes"].is_meta
     assert collate([sample(32, 32)]).to("cpu").padding_mask is None
     with pytest.raises(dataclasses.FrozenInstanceError):
-        batch.images = moved.images
+        batch.images = moved.images  # type: ignore[misc]
 
 
 def test_raw_images_are_padded_to_a_multiple():
     images = torch.rand(2, 3, 333, 500)
     padded, mask = pad_to_multiple(images)
+    assert mask is not None
     assert padded.shape == (2, 3, 352, 512)
     assert torch.equal(padded[..., :333, :500], images)
     assert padded[..., 333:, :].abs().sum() == padded[..., 500:].abs().sum() == 0
@@ -97,6 +100,7 @@ def test_an_existing_mask_is_kept_and_grown():
     mask = torch.zeros(1, 40, 40, dtype=torch.bool)
     mask[:, 30:] = True
     _, grown = pad_to_multiple(torch.rand(1, 3, 40, 40), mask, divisor=32)
+    assert grown is not None
     assert grown.shape == (1, 64, 64)
     assert (~grown).sum() == 30 * 40
 

