@@ -1,9 +1,13 @@
-"""Packages sparse_dset; its configurations go inside the package."""
+"""Packages sparse_dset; the configurations of ``conf`` go inside the package."""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+CONF = [".".join(("sparse_dset", *p.parts)) for p in (Path("conf"), *Path("conf").glob("*/"))]
+
 setup(
-    packages=[*find_packages(include=["sparse_dset", "sparse_dset.*"]), "sparse_dset.conf"],
-    package_dir={"sparse_dset.conf": "conf"},
-    package_data={"sparse_dset.conf": ["*.yaml", "*/*.yaml"]},
+    packages=[*find_packages(include=["sparse_dset", "sparse_dset.*"]), *CONF],
+    package_dir={name: name.removeprefix("sparse_dset.").replace(".", "/") for name in CONF},
+    package_data={"sparse_dset": ["weights/*.pt"], **{name: ["*.yaml"] for name in CONF}},
 )

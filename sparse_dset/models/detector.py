@@ -16,9 +16,11 @@ from sparse_dset.models.decoder.decoder import Decoder
 from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
 from sparse_dset.models.geometry import Geometry, pad_batch
 from sparse_dset.models.layers import FeatureMap
+from sparse_dset.models.predict import Detections, Picture, predict
 from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
 from sparse_dset.models.pruner.scorer import level_index
 from sparse_dset.models.rtdetr_names import place_rtdetr
+from sparse_dset.ops import resolve_backend, use_backend
 from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested
 
 EXECUTIONS = ("dense", "dense_scatter", "sparse", "masked")
@@ -38,6 +40,7 @@ class DetectorOutput:
         num_kept: int64 ``[B, L]``, how many of them.
         num_tokens: int64 ``[B, L]``, how many there were without padding.
         losses: weighted losses by name; empty without targets.
+        execution, backend: what ran; the backend is that of the sparse convolutions.
     """
 
     pred_logits: Tensor
@@ -48,6 +51,8 @@ class DetectorOutput:
     num_kept: Tensor
     num_tokens: Tensor
     losses: dict[str, Tensor]
+    execution: str
+    backend: str
 
 
 class Detector(nn.Module):
@@ -60,6 +65,7 @@ class Detector(nn.Module):
         decoder: called with K.
         losses: called with K.
         execution: the default, one of ``EXECUTIONS``.
+        backend: of the sparse convolutions, see ``ops.resolve_backend``.
         class_names: for ``predict``; None: "0", "1", ...
         image_size: (height, width) to which ``predict`` resizes.
     """
@@ -73,6 +79,7 @@ class Detector(nn.Module):
         decoder: Callable[[int], Decoder],
         losses: Callable[[int], Losses],
         execution: str = "sparse",
+        backend: str = "auto",
         class_names: Sequence[str] | None = None,
         image_size: Sequence[int] = (640, 640),
     ) -> None:
@@ -85,6 +92,7 @@ class Detector(nn.Module):
         self.class_names = tuple(class_names or map(str, range(num_classes)))
         self.image_size = tuple(image_size)
         self.execution = _check_execution(execution)
+        self.backend = backend
         self.backbone = backbone
         self.pruner = pruner(backbone.out_channels)
         self.encoder = encoder(backbone.out_channels)
@@ -135,10 +143,12 @@ class Detector(nn.Module):
             features = [self.pruner.gated(f, decision.token_scores) for f in features]
 
         maps = self._place(features, kept_masks, valid, execution, geometry)
-        maps, router_stats = self.encoder.encode(maps, geometry)
-        if execution == "dense_scatter":
-            maps = _scatter(maps, valid, geometry)
-        maps = self.encoder.fuse(maps)
+        backend = resolve_backend(self.backend, images.device)
+        with use_backend(backend):
+            maps, router_stats = self.encoder.encode(maps, geometry)
+            if execution == "dense_scatter":
+                maps = _scatter(maps, valid, geometry)
+            maps = self.encoder.fuse(maps)
         memory = self.decoder.read(maps, valid if geometry.padded else None)
         output = self.decoder(memory, geometry, padded_targets)
 
@@ -157,7 +167,15 @@ class Detector(nn.Module):
             num_kept=torch.stack([m.flatten(1).sum(1) for m in kept_masks], 1),
             num_tokens=torch.stack([m.flatten(1).sum(1) for m in valid], 1),
             losses=losses,
+            execution=execution,
+            backend=backend,
         )
+
+    def predict(
+        self, images: Sequence[Picture], threshold: float = 0.3, **options: Any
+    ) -> list[Detections]:
+        """Detects objects in pictures of any size; see ``models.predict.predict``."""
+        return predict(self, images, threshold, **options)
 
     def load_rtdetr(self, state_dict: Mapping[str, Any]) -> None:
         """Loads a released RT-DETRv2 checkpoint; experts start as copies of its feed-forward layers.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -11,6 +15,24 @@ from sparse_dset.structures.support import Support
 
 ALGORITHMS = ("auto",)
 BACKENDS = ("auto", "reference", "spconv")
+
+_chosen: ContextVar[str] = ContextVar("sparse_conv2d backend", default="auto")
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Within this context ``backend="auto"`` means this backend.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: a backend whose package is missing; the message names it.
+    """
+    resolve_backend(backend, "cpu")
+    token = _chosen.set(backend)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
 
 def available_backends() -> dict[str, str]:
@@ -32,6 +54,8 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if backend == "auto":
+        backend = _chosen.get()
     if backend == "auto":
         return "reference"
     reason = available_backends()[backend]

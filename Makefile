@@ -1,0 +1,51 @@
+# make demo   set-up, then the dense-against-sparse comparison on scenes that the project draws itself
+# make test   set-up with every optional part, then lint, types and tests (MARK="" adds the slow ones)
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+MARK ?= not slow
+OUT ?= outputs/demo
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo test lint setup setup-test clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+$(VENV)/.ready: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --upgrade pip wheel "setuptools<82" ninja
+	$(VENV)/bin/pip install $(TORCH)
+	$(VENV)/bin/pip install --no-build-isolation -e ".[spconv]"
+	touch $@
+
+# torch-scatter is compiled against the installed torch: some minutes, once.
+$(VENV)/.ready-test: $(VENV)/.ready
+	@echo "compiling torch-scatter, which takes some minutes the first time ..."
+	$(VENV)/bin/pip install --no-build-isolation -e ".[all,test]"
+	touch $@
+
+setup: $(VENV)/.ready
+
+setup-test: $(VENV)/.ready-test
+
+demo: setup
+	@echo; echo "== 1/3  Drawing a data set of road scenes"
+	$(RUN) -m sparse_dset.data.synthetic --root $(OUT)/data --train 120 --val 80
+	@echo; echo "== 2/3  A minute of further training of the checkpoint that ships with the project"
+	$(RUN) scripts/train.py +experiment=demo train.output_dir=$(OUT)/train data.root=$(OUT)/data
+	@echo; echo "== 3/3  Dense against sparse, over keep ratios, on the same weights and images"
+	$(RUN) scripts/benchmark.py +experiment=demo_benchmark output_dir=$(OUT)/benchmark data.root=$(OUT)/data
+
+lint: setup-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy sparse_dset
+
+test: setup-test lint
+	$(RUN) -m sparse_dset.doctor
+	$(RUN) -m pytest -q -m "$(MARK)" --durations=15
+
+clean:
+	rm -rf $(VENV) outputs runs build *.egg-info

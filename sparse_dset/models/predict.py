@@ -1,0 +1,109 @@
+"""From picture files to detections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from sparse_dset.data.images import read_image
+from sparse_dset.models.postprocess import select_detections
+
+if TYPE_CHECKING:
+    from sparse_dset.models.detector import Detector
+
+Picture = str | Path | Image.Image | Tensor
+
+
+class Detections(TypedDict):
+    """What was found in one image, best first.
+
+    ``boxes`` float32 ``[N, 4]`` xyxy in pixels of the (upright) image, ``scores`` float32 ``[N]``,
+    ``labels`` int64 ``[N]``, ``names`` their class names; ``kept`` bool ``[H, W]``, the stride-32
+    cells that were kept, of the image as the detector sees it.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    names: list[str]
+    kept: Tensor
+
+
+@torch.no_grad()
+def predict(
+    model: Detector,
+    images: Sequence[Picture],
+    threshold: float = 0.3,
+    batch_size: int = 8,
+    **options: Any,
+) -> list[Detections]:
+    """Detects objects in pictures of any size, which are resized to ``model.image_size``.
+
+    Args:
+        model: the detector; it is left in the mode it came in.
+        images: paths, PIL images, or tensors ``[3, H, W]`` (uint8, or float in [0, 1]).
+        threshold: lowest score, in [0, 1].
+        batch_size: images per forward pass.
+        options: keyword arguments of the forward pass, e.g. ``execution`` or ``keep_ratio``.
+
+    Raises:
+        ImageReadError: a file cannot be read; the message names it.
+        ValueError: the threshold is out of range, or ``images`` is a single path.
+    """
+    if isinstance(images, (str, Path, Tensor)):
+        raise ValueError("predict takes a list of images; write predict([image])")
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        return [
+            found
+            for start in range(0, len(images), batch_size)
+            for found in _detect(
+                model, images[start : start + batch_size], threshold, device, options
+            )
+        ]
+    finally:
+        model.train(was_training)
+
+
+def _detect(
+    model: Detector,
+    pictures: Sequence[Picture],
+    threshold: float,
+    device: torch.device,
+    options: dict[str, Any],
+) -> Iterator[Detections]:
+    tensors = [_to_tensor(picture) for picture in pictures]
+    sizes = [(t.shape[-2], t.shape[-1]) for t in tensors]
+    batch = torch.stack([F.resize(t, list(model.image_size)) for t in tensors]).to(device)
+    out = model(F.to_dtype(batch, torch.float32, scale=True), **options)
+    selected = select_detections(out.pred_logits, out.pred_boxes, sizes, query_mask=out.query_mask)
+    for one, kept in zip(selected, out.kept[-1], strict=True):
+        count = int((one["scores"] >= threshold).sum())
+        labels = one["labels"][:count]
+        yield Detections(
+            boxes=one["boxes"][:count],
+            scores=one["scores"][:count],
+            labels=labels,
+            names=[model.class_names[label] for label in labels.tolist()],
+            kept=kept,
+        )
+
+
+def _to_tensor(picture: Picture) -> Tensor:
+    if isinstance(picture, (str, Path)):
+        return read_image(picture)
+    if isinstance(picture, Image.Image):
+        return F.pil_to_tensor(picture.convert("RGB"))
+    if picture.dim() != 3 or picture.shape[0] != 3:
+        raise ValueError(f"an image tensor must be [3, H, W], got {tuple(picture.shape)}")
+    return picture
