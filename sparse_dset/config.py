@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import check_keep_ratio
 
 _PACKAGE = Path(__file__).resolve().parent
+OmegaConf.register_new_resolver(
+    "package_file", lambda path: str(_PACKAGE / path), replace=True
+)  # ${package_file:weights/x.pt}: a file that is installed with the package
 
 
 def config_dir() -> Path:
@@ -52,8 +58,51 @@ def check_config(cfg: DictConfig) -> dict[str, Any]:
     """Returns a composed configuration as a plain, resolved dict, after checks across groups."""
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     assert isinstance(plain, dict)
-    check_keep_ratio(plain["pruner"]["keep_ratio"], "pruner.keep_ratio")
+    keep_ratio = plain["pruner"]["keep_ratio"]
+    if keep_ratio is not None:  # null leaves it to a checkpoint or to a list of ratios
+        check_keep_ratio(keep_ratio, "pruner.keep_ratio")
     return plain  # type: ignore[return-value]
+
+
+def check_command_line(
+    name: str,
+    validate: Callable[[dict[str, Any]], object] = lambda cfg: None,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Checks a script's command line, every value of a sweep included, before any job starts.
+
+    Args:
+        name: the script's file in conf, without its ending.
+        validate: called with each configuration; raises ValueError for one that makes no sense.
+        arguments: default ``sys.argv[1:]``.
+
+    Raises:
+        SystemExit: something is wrong; its message says what and names the nearest key.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(a.startswith(("--config", "-c")) for a in arguments):
+        return  # configurations from another folder are hydra's alone
+    try:
+        given = [_sweep_values(a) for a in arguments if "=" in a and not a.startswith("-")]
+        first = [values[0] for values in given]
+        jobs = [first] + [
+            [*first[:i], value, *first[i + 1 :]]
+            for i, values in enumerate(given)
+            for value in values[1:]
+        ]
+        for overrides in jobs:
+            validate(compose_config(name, overrides))
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _sweep_values(text: str) -> list[str]:
+    """An override, or one for each value of a sweep."""
+    (override,) = OverridesParser.create().parse_overrides([text])
+    if not override.is_discrete_sweep():
+        return [text]
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Detector:

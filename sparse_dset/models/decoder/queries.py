@@ -112,5 +112,5 @@ class QuerySelection(nn.Module):
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     """Gathers rows; -1 gives any row (the caller masks it), also when there are no rows at all."""
     if not len(rows):
-        rows = rows.new_zeros(1, *rows.shape[1:])
+        rows = rows.sum(0, keepdim=True)  # one row of zeros, with the gradient of none
     return rows[index.clamp(min=0)]

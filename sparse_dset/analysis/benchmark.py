@@ -1,0 +1,397 @@
+"""Measures executions of one detector against each other: same weights, same images, same process."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hydra
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from sparse_dset.data.coco import CocoDetection
+from sparse_dset.engine.loggers import environment
+from sparse_dset.models.detector import EXECUTIONS, Detector, DetectorOutput
+from sparse_dset.models.pruner import check_keep_ratio
+from sparse_dset.ops import resolve_backend
+
+LARGEST_DIFFERENCE = 1e-3
+"""Largest difference of logits and boxes from ``dense`` where nothing is pruned."""
+
+_LEVELS = ("s3", "s4", "s5")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run the detector.
+
+    Attributes:
+        execution: one of ``EXECUTIONS``.
+        keep_ratio: what is asked of the pruner, in (0, 1]; 1 for ``dense``, which does not prune.
+
+    Raises:
+        ValueError: an unknown execution, or a ratio out of range.
+    """
+
+    execution: str
+    keep_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.execution not in EXECUTIONS:
+            raise ValueError(
+                f"execution must be one of {', '.join(EXECUTIONS)}; got {self.execution!r}"
+            )
+        ratio = check_keep_ratio(self.keep_ratio)
+        # Sweeps over ranges give numbers such as 0.30000000000000004.
+        object.__setattr__(self, "keep_ratio", round(ratio, 6) or ratio)
+        if self.execution == "dense" and self.keep_ratio != 1.0:
+            raise ValueError(f"dense keeps every token: its keep_ratio is 1, got {ratio}")
+
+    @property
+    def name(self) -> str:
+        """For people, and unique among arms."""
+        return self.execution if self.execution == "dense" else f"{self}"
+
+    def __str__(self) -> str:
+        return f"{self.execution}@{self.keep_ratio:g}"
+
+
+def plan_arms(executions: Sequence[str], keep_ratios: Sequence[float]) -> tuple[Arm, ...]:
+    """Returns every execution at every ratio, each once; ``dense`` once, at ratio 1.
+
+    Raises:
+        ValueError: an unknown execution, a ratio out of range, or nothing to measure.
+    """
+    for keep_ratio in keep_ratios:
+        check_keep_ratio(keep_ratio, "keep_ratios")
+    arms = [
+        Arm(execution, 1.0 if execution == "dense" else keep_ratio)
+        for execution in executions
+        for keep_ratio in keep_ratios
+    ]
+    if not arms:
+        raise ValueError("there is nothing to measure: executions or keep_ratios is empty")
+    return tuple(dict.fromkeys(arms))
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Settings of a benchmark, checked before anything is measured.
+
+    Attributes:
+        executions, keep_ratios: see `plan_arms`.
+        size: (height, width) of the images; None is the size of the data set or of the model.
+        batch_size: images per forward pass.
+        threads: CPU threads of PyTorch; None keeps its choice.
+        warmup: forward passes of each arm that are not counted, at least 1: first calls tune
+            kernels and allocate memory.
+        repeats: forward passes of each arm that are counted.
+        evaluate: also compute AP, where there are a checkpoint and data.
+    """
+
+    executions: tuple[str, ...]
+    keep_ratios: tuple[float, ...]
+    size: tuple[int, int] | None = None
+    batch_size: int = 1
+    threads: int | None = None
+    warmup: int = 3
+    repeats: int = 30
+    evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "executions", tuple(self.executions))
+        object.__setattr__(self, "keep_ratios", tuple(self.keep_ratios))
+        plan_arms(self.executions, self.keep_ratios)
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))
+            if len(self.size) != 2 or min(self.size) < 32:
+                raise ValueError(f"size must be [height, width], 32 or more each, got {self.size}")
+        for name in ("batch_size", "threads", "warmup", "repeats"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+
+    @classmethod
+    def from_plain(cls, cfg: Mapping[str, Any]) -> BenchmarkConfig:
+        """Reads conf/benchmark.yaml: one ``execution`` or ``pruner.keep_ratio`` replaces its list."""
+        execution, keep_ratio = cfg["execution"], cfg["pruner"]["keep_ratio"]
+        return cls(
+            executions=cfg["executions"] if execution is None else (execution,),
+            keep_ratios=cfg["keep_ratios"] if keep_ratio is None else (keep_ratio,),
+            **{name: cfg[name] for name in ("size", "batch_size", "threads", "warmup")},
+            **{name: cfg[name] for name in ("repeats", "evaluate")},
+        )
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one arm in seconds, and how they compare.
+
+    Attributes:
+        median, p10, p90: of the counted calls.
+        ratio: this arm's time over the first arm's, the median over the rounds.
+    """
+
+    median: float
+    p10: float
+    p90: float
+    ratio: float
+
+
+def measure_latency(
+    arms: Mapping[str, Callable[[], object]],
+    *,
+    warmup: int,
+    repeats: int,
+    synchronize: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Latency]:
+    """Times several arms in rounds: each round calls every arm once, in another random order.
+
+    A machine that slows down, or a neighbour that wakes up, then hits all arms alike, and no arm
+    always runs after the same other one.
+
+    Args:
+        arms: by name; the first is the one that the others are compared with.
+        warmup: rounds that are not counted, at least 1.
+        repeats: rounds that are counted, at least 1.
+        synchronize: waits until the device is idle; called on both ends of every timing.
+        clock: seconds.
+
+    Raises:
+        ValueError: no arms, or ``warmup`` or ``repeats`` is below 1.
+    """
+    if not arms or warmup < 1 or repeats < 1:
+        raise ValueError(
+            "timing needs an arm and at least one round of warmup and of repeats, got "
+            f"{len(arms)} arms, warmup = {warmup}, repeats = {repeats}"
+        )
+    order = list(arms)
+    shuffle = random.Random(0).shuffle
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(warmup + repeats):
+        shuffle(order)
+        for name in order:
+            synchronize()
+            start = clock()
+            arms[name]()
+            synchronize()
+            elapsed = clock() - start
+            if turn >= warmup:
+                times[name].append(elapsed)
+    baseline = times[next(iter(arms))]
+    return {name: _summarize(own, baseline) for name, own in times.items()}
+
+
+def measure(
+    model: Detector,
+    images: Tensor,
+    arms: Sequence[Arm],
+    *,
+    warmup: int = 3,
+    repeats: int = 30,
+) -> list[dict[str, Any]]:
+    """Measures arms of a detector on one batch: agreement, kept tokens, GFLOPs, time and memory.
+
+    Args:
+        model: the detector; it is left in the mode it came in.
+        images: ``[B, 3, H, W]`` in [0, 1], on the model's device; every arm gets this tensor.
+        arms: the first is ``dense``, the one that the others are compared with.
+        warmup: forward passes of each arm before the clock counts.
+        repeats: forward passes of each arm that are timed.
+
+    Returns:
+        A row of plain values per arm, in order: ``execution``, ``keep_ratio`` (asked), ``kept``
+        (share of the tokens of each level, counted), ``gflops`` (per image, by part, 1 MAC = 2
+        FLOPs), ``gflops_saved`` (share of the dense total), ``latency_ms`` (median, p10, p90 of one
+        forward pass of the batch), ``speedup`` over dense, ``max_difference`` (of this execution
+        from dense where nothing is pruned), ``peak_memory_mib`` (None on a CPU), and how it was
+        measured.
+
+    Raises:
+        ValueError: the first arm is not ``dense``.
+        RuntimeError: an execution disagrees with ``dense`` at keep ratio 1, or an arm did not keep
+            as many tokens as asked; nothing was timed.
+    """
+    from sparse_dset.analysis.flops import count_flops
+
+    if not arms or arms[0].execution != "dense":
+        raise ValueError(f"the first arm must be dense, got {[arm.name for arm in arms]}")
+    device = images.device
+    was_training = model.training
+    model.eval()
+    try:
+        differences = _differences_from_dense(model, images, {arm.execution for arm in arms})
+        kept = {arm: _count_kept(model, images, arm) for arm in arms}
+        gflops = {
+            arm: count_flops(
+                model, images, execution=arm.execution, keep_ratio=arm.keep_ratio
+            )
+            for arm in arms
+        }
+        calls = {arm.name: _call(model, images, arm) for arm in arms}
+        latencies = measure_latency(
+            calls, warmup=warmup, repeats=repeats, synchronize=_synchronizer(device)
+        )
+        memory = {arm: _peak_memory_mib(calls[arm.name], device) for arm in arms}
+    finally:
+        model.train(was_training)
+    dense_total = gflops[arms[0]]["total"]
+    return [
+        {
+            "execution": arm.execution,
+            "keep_ratio": arm.keep_ratio,
+            "kept": kept[arm],
+            "gflops": {part: value / len(images) for part, value in gflops[arm].items()},
+            "gflops_saved": 1.0 - gflops[arm]["total"] / dense_total,
+            "latency_ms": _milliseconds(latencies[arm.name]),
+            "speedup": 1.0 / latencies[arm.name].ratio,
+            "max_difference": differences[arm.execution],
+            "peak_memory_mib": memory[arm],
+            "batch_size": len(images),
+            "image_size": list(images.shape[-2:]),
+            "warmup": warmup,
+            "repeats": repeats,
+            "backend": resolve_backend("auto", device),
+            "environment": environment(device),
+        }
+        for arm in arms
+    ]
+
+
+def open_validation_set(
+    data: Mapping[str, Any],
+    size: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> CocoDetection:
+    """Opens the validation images of a resolved data configuration.
+
+    Args:
+        data: as in conf/data, with the key ``val``.
+        size: (height, width) instead of the configured one.
+        class_names: those of the model, which must be the data's; None: not checked.
+
+    Raises:
+        FileNotFoundError: the annotations are not there.
+        ValueError: the model knows other classes.
+    """
+    val = dict(data["val"])
+    if size is not None:
+        val["transforms"] = {**val["transforms"], "size": list(size)}
+    try:
+        dataset = hydra.utils.instantiate(val, _convert_="all")
+    except Exception as error:
+        cause = error.__cause__
+        if isinstance(cause, FileNotFoundError):
+            raise FileNotFoundError(
+                f"the data set is not here: {cause}; name another with data= and data.root="
+            ) from error
+        raise
+    if class_names is not None and list(class_names) != list(dataset.class_names):
+        raise ValueError(
+            f"the model knows the classes {list(class_names)}, but {dataset.annotations} has "
+            f"{list(dataset.class_names)}"
+        )
+    return dataset
+
+
+def sample_images(dataset: Dataset, batch_size: int, size: Sequence[int]) -> Tensor:
+    """Returns images spread evenly over a data set, stretched to one size: ``[B, 3, H, W]``."""
+    length = len(dataset)  # type: ignore[arg-type]
+    chosen = [i * length // batch_size for i in range(batch_size)]
+    images = [
+        F.interpolate(dataset[i][0][None], tuple(size), mode="bilinear", antialias=True)
+        for i in chosen
+    ]
+    return torch.cat(images).clamp(0.0, 1.0)
+
+
+def _summarize(times: Sequence[float], baseline: Sequence[float]) -> Latency:
+    deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
+    ratios = [own / base for own, base in zip(times, baseline, strict=True)]
+    return Latency(statistics.median(times), deciles[0], deciles[-1], statistics.median(ratios))
+
+
+def _milliseconds(latency: Latency) -> dict[str, float]:
+    seconds = {"median": latency.median, "p10": latency.p10, "p90": latency.p90}
+    return {name: 1e3 * value for name, value in seconds.items()}
+
+
+def _call(model: Detector, images: Tensor, arm: Arm) -> Callable[[], DetectorOutput]:
+    @torch.inference_mode()
+    def call() -> DetectorOutput:
+        return model(images, execution=arm.execution, keep_ratio=arm.keep_ratio)
+
+    return call
+
+
+def _synchronizer(device: torch.device) -> Callable[[], None]:
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return lambda: None
+
+
+def _peak_memory_mib(call: Callable[[], object], device: torch.device) -> float | None:
+    """The most memory that one call needs, weights included; every arm starts from a reset."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) / 2**20
+
+
+def _differences_from_dense(
+    model: Detector, images: Tensor, executions: set[str]
+) -> dict[str, float]:
+    """The largest difference of each execution from ``dense`` where nothing is pruned."""
+    dense = _call(model, images, Arm("dense"))()
+    differences = {"dense": 0.0}
+    for execution in sorted(executions - {"dense"}):
+        difference = _distance(dense, _call(model, images, Arm(execution))())
+        if not difference <= LARGEST_DIFFERENCE:
+            raise RuntimeError(
+                f"{execution} at keep ratio 1 differs from dense by {difference:.2g}, more than "
+                f"{LARGEST_DIFFERENCE:g}: their times cannot be compared"
+            )
+        differences[execution] = difference
+    return differences
+
+
+def _distance(first: DetectorOutput, second: DetectorOutput) -> float:
+    """The largest distance from a query's logits and box to the nearest of the other output.
+
+    Queries have no fixed order: two of almost the same score may change places.
+    """
+    one, other = (torch.cat([o.pred_logits, o.pred_boxes], -1).float() for o in (first, second))
+    pairs = torch.stack([torch.cdist(a, b, p=torch.inf) for a, b in zip(one, other, strict=True)])
+    return max(pairs.amin(1).max().item(), pairs.amin(2).max().item())
+
+
+def _count_kept(model: Detector, images: Tensor, arm: Arm) -> dict[str, float]:
+    """The share of the tokens kept on each level, after a check of the count on stride 32."""
+    out = _call(model, images, arm)()
+    kept, tokens = out.num_kept.double().cpu(), out.num_tokens.double().cpu()
+    asked = tokens[:, -1]
+    if _prunes_coarsest(model, arm):
+        selector = model.pruner.selector
+        asked = (asked * arm.keep_ratio).round().clamp(selector.min_tokens, selector.max_tokens)
+    if ((kept[:, -1] - asked).abs() > 1).any():
+        raise RuntimeError(
+            f"{arm.name} must keep {asked.tolist()} of {tokens[:, -1].tolist()} tokens of stride "
+            f"32 in each image, but kept {kept[:, -1].tolist()}"
+        )
+    return dict(zip(_LEVELS, (kept.sum(0) / tokens.sum(0)).tolist(), strict=True))
+
+
+def _prunes_coarsest(model: Detector, arm: Arm) -> bool:
+    if arm.execution == "dense_scatter":
+        return "s5" in model.pruner.scatter_levels
+    return arm.execution != "dense"

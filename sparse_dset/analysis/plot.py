@@ -1,0 +1,109 @@
+"""A figure of result rows: what pruning costs in accuracy, and what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparse_dset.analysis.table import Row, latest
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+_STYLES = {
+    "dense": {"color": "#000000", "marker": "*"},
+    "dense_scatter": {"color": "#D55E00", "marker": "s"},
+    "sparse": {"color": "#0072B2", "marker": "o"},
+    "masked": {"color": "#009E73", "marker": "^"},
+}
+_LABELS = {
+    "AP": "AP (%)",
+    "gflops": "GFLOPs per image",
+    "latency": "latency of a forward pass (ms)",
+    "keep_ratio": "keep ratio asked",
+}
+_VALUES: dict[str, Callable[[Row], float | None]] = {
+    "AP": lambda row: _percent((row.get("metrics") or {}).get("AP")),
+    "gflops": lambda row: row["gflops"]["total"],
+    "latency": lambda row: row["latency_ms"]["median"],
+    "keep_ratio": lambda row: row["keep_ratio"],
+}
+
+
+def plot_results(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
+    """Draws AP against GFLOPs and against latency; without AP, both against the keep ratio.
+
+    Each execution is a line with a point per keep ratio; ``dense`` is a star and a level line.
+
+    Args:
+        rows: of `measure`, perhaps with the ``metrics`` of `evaluate`; a later row of the same
+            execution and keep ratio replaces an earlier one.
+        path: the picture to write (png, pdf or svg, by its ending).
+        title: over both panels.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("a plot needs at least one row")
+    rows = latest(rows)
+    with_ap = any(_VALUES["AP"](row) is not None for row in rows)
+    panels = [("gflops", "AP"), ("latency", "AP")]
+    if not with_ap:
+        panels = [("keep_ratio", "gflops"), ("keep_ratio", "latency")]
+    # A figure of its own, not pyplot's: no display and no global state.
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, (x, y) in zip(figure.subplots(1, 2), panels, strict=True):
+        _draw_panel(axes, rows, x, y)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_panel(axes: Axes, rows: Sequence[Row], x: str, y: str) -> None:
+    for execution in dict.fromkeys(row["execution"] for row in rows):
+        own = [row for row in rows if row["execution"] == execution]
+        points = [(_VALUES[x](row), _VALUES[y](row), row) for row in own]
+        _draw_line(axes, execution, [p for p in points if None not in p[:2]], x)
+    axes.set_xlabel(_LABELS[x])
+    axes.set_ylabel(_LABELS[y])
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.margins(0.08)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_line(axes: Axes, execution: str, points: Sequence[Any], x: str) -> None:
+    if not points:
+        return
+    style = _STYLES[execution]
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    is_dense = execution == "dense"
+    axes.plot(
+        xs, ys, label=execution, linewidth=1.6, markersize=13 if is_dense else 6, zorder=3, **style
+    )
+    if is_dense:
+        axes.axhline(ys[0], color=style["color"], linewidth=0.9, linestyle=(0, (4, 4)), zorder=1)
+    elif x != "keep_ratio":
+        for at_x, at_y, row in points:
+            axes.annotate(
+                f"{row['keep_ratio']:g}",
+                (at_x, at_y),
+                xytext=(0, -12),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=style["color"],
+            )
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share

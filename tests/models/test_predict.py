@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sparse_dset import build_detector
+from sparse_dset.data.images import ImageReadError
+from sparse_dset.models.detector import Detector
+
+
+@pytest.fixture(scope="module")
+def model() -> Detector:
+    torch.manual_seed(0)
+    overrides = ["model.image_size=[64,96]", "model.class_names=[car,bus]"]
+    return build_detector("nano", 2, overrides, pretrained=False)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "wide.jpg"
+    Image.new("RGB", (200, 50), (40, 90, 10)).save(path)
+    return path
+
+
+def test_boxes_are_pixels_of_each_picture(model: Detector, picture: Path) -> None:
+    model.train()
+    square = Image.new("RGB", (30, 30))
+    wide, small = model.predict([picture, square], threshold=0.0)
+    assert model.training
+    assert wide["boxes"][:, 0::2].max() <= 200
+    assert wide["boxes"][:, 1::2].max() <= 50
+    assert wide["boxes"][:, 0::2].max() > 50
+    assert small["boxes"].max() <= 30
+    assert set(wide["names"]) <= {"car", "bus"}
+    assert (wide["scores"].diff() <= 0).all()
+    assert wide["kept"].shape == (2, 3)
+
+
+def test_a_file_an_image_and_a_tensor_give_the_same(model: Detector, picture: Path) -> None:
+    image = Image.open(picture)
+    tensor = torch.tensor(list(image.getdata()), dtype=torch.uint8).view(50, 200, 3)
+    found = model.predict([picture, image, tensor.permute(2, 0, 1)], threshold=0.0)
+    for other in found[1:]:
+        torch.testing.assert_close(other["boxes"], found[0]["boxes"])
+
+
+def test_threshold_cuts(model: Detector, picture: Path) -> None:
+    (everything,) = model.predict([picture], threshold=0.0)
+    middle = everything["scores"].median().item()
+    (some,) = model.predict([picture], threshold=middle)
+    assert len(some["boxes"]) == len(some["names"]) == int((everything["scores"] >= middle).sum())
+
+
+def test_options_reach_the_forward_pass(model: Detector, picture: Path) -> None:
+    (found,) = model.predict([picture], keep_ratio=0.5, execution="sparse")
+    assert found["kept"].sum() == 3
+
+
+def test_errors_name_what_is_wrong(model: Detector, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ImageReadError, match="broken.jpg"):
+        model.predict([broken])
+    with pytest.raises(ValueError, match="list"):
+        model.predict("photo.jpg")
+    with pytest.raises(ValueError, match="threshold"):
+        model.predict([broken], threshold=2.0)
+
+
+def test_no_pictures(model: Detector) -> None:
+    assert model.predict([]) == []
