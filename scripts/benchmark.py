@@ -49,12 +49,25 @@ def _load(plain: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:
     if plain["checkpoint"] is None:
         # Every forward pass is told its keep ratio.
         model = {**plain["model"], "pruner": {**plain["model"]["pruner"], "keep_ratio": 1.0}}
-        return build_from_config({"model": model}, pretrained=False), {**plain, "model": model}
+        return build_from_config({"model": model}, pretrained=False), {"model": model}
     if _model_overrides():
         raise ValueError(
             f"the model is the one of {plain['checkpoint']}; leave out {_model_overrides()}"
         )
     return load_detector(plain["checkpoint"]), load_checkpoint(plain["checkpoint"])["config"]
+
+
+def _report(folder: Path, setup: dict[str, Any]) -> None:
+    """Prints and writes the table, and draws the plot, of all rows of this setup so far."""
+    rows = [row for row in read_rows(folder / "results.jsonl") if row.get("setup") == setup]
+    table = format_table(rows)
+    print(f"\n{table}")
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    height, width = setup["size"]
+    title = f"{setup['model']}, {height}x{width}, batch of {setup['batch_size']}, "
+    title += f"{setup['device']}, {setup['threads']} threads"
+    plot_results(rows, folder / "plot.png", title=title)
+    print(f"rows, table and plot: {folder}")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
@@ -64,17 +77,39 @@ def main(cfg: DictConfig) -> None:
     config = BenchmarkConfig.from_plain(plain)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions as exact as matrix products
     torch.manual_seed(0)
     model, record = _load(plain)
-    dataset = find_validation_set(plain, record, model)
-    size = config.size or tuple((plain.get("data") or record["data"])["size"] if dataset else model.image_size)
-    setup = {
-        "model": None if plain["checkpoint"] else HydraConfig.get().runtime.choices["model"],
-        "overrides": _model_overrides(),
-        "checkpoint": plain["checkpoint"],
-        "data": str(dataset.annotations) if dataset else None,
-    }
-    ...
+    dataset = find_validation_set(plain.get("data"), record, config.size)
+    if dataset is None:
+        images = torch.rand(config.batch_size, 3, *(config.size or model.image_size))
+    else:
+        images = sample_images(dataset, config.batch_size, config.size)
+    folder = Path(cfg.output_dir)
+    arms = plan_arms(config.executions, config.keep_ratios)
+    with process_group(cfg.device) as device, use_backend(cfg.ops.backend):
+        model, images = model.to(device), images.to(device)
+        setup = {
+            "model": cfg.checkpoint or HydraConfig.get().runtime.choices["model"],
+            "overrides": " ".join(_model_overrides()),
+            "data": str(dataset.annotations) if dataset else "random images",
+            "size": list(images.shape[-2:]),
+            "batch_size": len(images),
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+            "backend": cfg.ops.backend,
+        }
+        every = tuple(dict.fromkeys([Arm("dense"), *arms]))
+        rows = measure(model, images, every, warmup=config.warmup, repeats=config.repeats)
+        for arm in arms:
+            row = {"kind": "benchmark", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "setup": setup}
+            row |= rows[every.index(arm)]
+            if config.evaluate and cfg.checkpoint is not None and dataset is not None:
+                row["metrics"] = evaluate_arm(
+                    model, dataset, arm, batch_size=cfg.eval_batch_size, device=device
+                )
+            append_row(folder / "results.jsonl", {**row, "config": record})
+    _report(folder, setup)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 __all__ = ["build_detector", "load_detector"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     """Imports the heavy parts when they are asked for."""
     if name == "build_detector":
         from sparse_dset.config import build_detector

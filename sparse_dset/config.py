@@ -15,7 +15,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
 
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import check_keep_ratio
@@ -27,7 +26,7 @@ OmegaConf.register_new_resolver(
 
 
 def config_dir() -> Path:
-    """Returns the folder of configurations: ``conf`` of a checkout, or inside an installed package."""
+    """Returns the folder of configurations: ``conf`` of a checkout, or in the installed package."""
     for folder in (_PACKAGE.parent / "conf", _PACKAGE / "conf"):
         if (folder / "detector.yaml").is_file():
             return folder
@@ -41,7 +40,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ValueError: an unknown group, option or key (the nearest known one is named), or a value
             out of its range.
     """
-    previous = dict(GlobalHydra._instances)  # type: ignore[attr-defined]  # noqa: SLF001
+    outer = GlobalHydra.instance().hydra  # the script's own, where a script composes another
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -51,7 +50,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
                 raise ValueError(_explain(error, name, overrides)) from error
             return check_config(cfg)
     finally:
-        GlobalHydra._instances.update(previous)  # type: ignore[attr-defined]  # noqa: SLF001
+        GlobalHydra.instance().hydra = outer
 
 
 def check_config(cfg: DictConfig) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def build_detector(
 
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     """Adds the nearest known key to hydra's message about an override that it refused."""
-    known = _known_keys(compose(name))
+    known = _known_keys(OmegaConf.to_container(compose(name), resolve=False))
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
         close = difflib.get_close_matches(key, known, n=1)
@@ -150,15 +149,9 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     return str(error)
 
 
-def _known_keys(node: DictConfig, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in node.items_ex(resolve=False):
-        keys.append(f"{prefix}{key}")
-        if isinstance(value, DictConfig) and not OmegaConf.is_missing(node, key):
-            keys += _known_keys(value, f"{prefix}{key}.") if value._is_none() is False and not value._is_interpolation() else []  # noqa: SLF001, E501
-    return keys
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Returns the number of trainable values."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+def _known_keys(node: object, prefix: str = "") -> list[str]:
+    """Lists the dotted names of all keys of nested dicts."""
+    if not isinstance(node, dict):
+        return []
+    own = [f"{prefix}{key}" for key in node]
+    return own + [name for k, v in node.items() for name in _known_keys(v, f"{prefix}{k}.")]

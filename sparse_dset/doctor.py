@@ -52,7 +52,9 @@ def backend_status(name: str, reason: str, device: str) -> str:
 def main() -> int:
     """Prints the report; returns 1 when no backend gives right results."""
     print(f"Python     {platform.python_version()} on {platform.machine()}")
-    print(f"CPU        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    print(
+        f"CPU        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
     print(f"GPU        {gpu}\n")
     print("Packages")

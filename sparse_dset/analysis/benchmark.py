@@ -1,4 +1,4 @@
-"""Measures executions of one detector against each other: same weights, same images, same process."""
+"""Measures executions of one detector against each other: same weights, images and process."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import hydra
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from sparse_dset.data.coco import CocoDetection
+from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import EXECUTIONS, Detector, DetectorOutput
 from sparse_dset.models.pruner import check_keep_ratio
@@ -56,10 +57,7 @@ class Arm:
     @property
     def name(self) -> str:
         """For people, and unique among arms."""
-        return self.execution if self.execution == "dense" else f"{self}"
-
-    def __str__(self) -> str:
-        return f"{self.execution}@{self.keep_ratio:g}"
+        return "dense" if self.execution == "dense" else f"{self.execution}@{self.keep_ratio:g}"
 
 
 def plan_arms(executions: Sequence[str], keep_ratios: Sequence[float]) -> tuple[Arm, ...]:
@@ -119,14 +117,14 @@ class BenchmarkConfig:
 
     @classmethod
     def from_plain(cls, cfg: Mapping[str, Any]) -> BenchmarkConfig:
-        """Reads conf/benchmark.yaml: one ``execution`` or ``pruner.keep_ratio`` replaces its list."""
+        """Reads conf/benchmark.yaml; ``execution`` and ``pruner.keep_ratio`` replace the lists."""
         execution, keep_ratio = cfg["execution"], cfg["pruner"]["keep_ratio"]
-        return cls(
-            executions=cfg["executions"] if execution is None else (execution,),
-            keep_ratios=cfg["keep_ratios"] if keep_ratio is None else (keep_ratio,),
-            **{name: cfg[name] for name in ("size", "batch_size", "threads", "warmup")},
-            **{name: cfg[name] for name in ("repeats", "evaluate")},
-        )
+        values = {field.name: cfg[field.name] for field in fields(cls)}
+        if execution is not None:
+            values["executions"] = (execution,)
+        if keep_ratio is not None:
+            values["keep_ratios"] = (keep_ratio,)
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -230,9 +228,7 @@ def measure(
         differences = _differences_from_dense(model, images, {arm.execution for arm in arms})
         kept = {arm: _count_kept(model, images, arm) for arm in arms}
         gflops = {
-            arm: count_flops(
-                model, images, execution=arm.execution, keep_ratio=arm.keep_ratio
-            )
+            arm: count_flops(model, images, execution=arm.execution, keep_ratio=arm.keep_ratio)
             for arm in arms
         }
         calls = {arm.name: _call(model, images, arm) for arm in arms}
@@ -301,15 +297,67 @@ def open_validation_set(
     return dataset
 
 
-def sample_images(dataset: Dataset, batch_size: int, size: Sequence[int]) -> Tensor:
-    """Returns images spread evenly over a data set, stretched to one size: ``[B, 3, H, W]``."""
-    length = len(dataset)  # type: ignore[arg-type]
-    chosen = [i * length // batch_size for i in range(batch_size)]
-    images = [
-        F.interpolate(dataset[i][0][None], tuple(size), mode="bilinear", antialias=True)
-        for i in chosen
-    ]
-    return torch.cat(images).clamp(0.0, 1.0)
+def find_validation_set(
+    asked: Mapping[str, Any] | None, record: Mapping[str, Any], size: Sequence[int] | None = None
+) -> CocoDetection | None:
+    """Opens the data that was asked for, else that of a checkpoint's configuration, if it is here.
+
+    Args:
+        asked: a resolved data configuration, or None.
+        record: the configuration of the detector; the data must have its ``model.class_names``.
+        size: see `open_validation_set`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_validation_set`; data that was not asked for may
+            be absent, which is told on the terminal.
+    """
+    data = asked or record.get("data")
+    if data is None:
+        return None
+    try:
+        return open_validation_set(data, size, record["model"].get("class_names"))
+    except FileNotFoundError as error:
+        if asked:
+            raise
+        print(f"random images and no AP: {error}")
+        return None
+
+
+def sample_images(
+    dataset: CocoDetection, batch_size: int, size: Sequence[int] | None = None
+) -> Tensor:
+    """Returns images spread evenly over a data set: ``[B, 3, H, W]`` in [0, 1].
+
+    Args:
+        dataset: where they come from.
+        batch_size: B; images repeat where the data set has fewer.
+        size: (H, W) to which all are stretched; None is the size of the first.
+    """
+    images = [dataset[i * len(dataset) // batch_size][0] for i in range(batch_size)]
+    size = tuple(images[0].shape[-2:] if size is None else size)
+    stretched = [F.interpolate(x[None], size, mode="bilinear", antialias=True) for x in images]
+    return torch.cat(stretched).clamp(0.0, 1.0)
+
+
+def evaluate_arm(
+    model: Detector,
+    dataset: CocoDetection,
+    arm: Arm,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Returns the numbers of `evaluate`, under a progress bar that names the arm."""
+    loader = tqdm(evaluation_loader(dataset, batch_size), desc=f"AP of {arm.name}")
+    return evaluate(
+        model,
+        loader,
+        dataset,
+        execution=arm.execution,
+        keep_ratio=arm.keep_ratio,
+        device=device,
+        progress=False,
+    )
 
 
 def _summarize(times: Sequence[float], baseline: Sequence[float]) -> Latency:
@@ -371,8 +419,9 @@ def _distance(first: DetectorOutput, second: DetectorOutput) -> float:
     Queries have no fixed order: two of almost the same score may change places.
     """
     one, other = (torch.cat([o.pred_logits, o.pred_boxes], -1).float() for o in (first, second))
-    pairs = torch.stack([torch.cdist(a, b, p=torch.inf) for a, b in zip(one, other, strict=True)])
-    return max(pairs.amin(1).max().item(), pairs.amin(2).max().item())
+    # Not cdist, which overlooks NaN.
+    pairs = (one.unsqueeze(2) - other.unsqueeze(1)).abs().amax(-1)
+    return torch.cat([pairs.amin(1), pairs.amin(2)], 1).max().item()
 
 
 def _count_kept(model: Detector, images: Tensor, arm: Arm) -> dict[str, float]:

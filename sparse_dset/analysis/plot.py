@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from sparse_dset.analysis.table import Row, latest
 
+
+@dataclass(frozen=True)
+class _Style:
+    """How an execution looks; ``label_at`` is where its keep ratios stand, in points."""
+
+    color: str
+    marker: str
+    label_at: tuple[int, int] = (8, -8)
+
+
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 _STYLES = {
-    "dense": {"color": "#000000", "marker": "*"},
-    "dense_scatter": {"color": "#D55E00", "marker": "s"},
-    "sparse": {"color": "#0072B2", "marker": "o"},
-    "masked": {"color": "#009E73", "marker": "^"},
+    "dense": _Style("#000000", "*"),
+    "dense_scatter": _Style("#D55E00", "s", label_at=(-8, -5)),
+    "sparse": _Style("#0072B2", "o"),
+    "masked": _Style("#009E73", "^"),
 }
 _LABELS = {
     "AP": "AP (%)",
@@ -58,7 +70,14 @@ def plot_results(rows: Sequence[Row], path: str | Path, *, title: str = "") -> N
     for axes, (x, y) in zip(figure.subplots(1, 2), panels, strict=True):
         _draw_panel(axes, rows, x, y)
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    figure.legend(
+        handles,
+        names,
+        title="numbers beside the points: keep ratio" if with_ap else None,
+        loc="outside lower center",
+        ncols=len(names),
+        frameon=False,
+    )
     if title:
         figure.suptitle(title, fontsize=11)
     path = Path(path)
@@ -73,9 +92,9 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], x: str, y: str) -> None:
         _draw_line(axes, execution, [p for p in points if None not in p[:2]], x)
     axes.set_xlabel(_LABELS[x])
     axes.set_ylabel(_LABELS[y])
+    axes.margins(0.08)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.margins(0.08)
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -86,23 +105,31 @@ def _draw_line(axes: Axes, execution: str, points: Sequence[Any], x: str) -> Non
         return
     style = _STYLES[execution]
     xs, ys = [p[0] for p in points], [p[1] for p in points]
-    is_dense = execution == "dense"
-    axes.plot(
-        xs, ys, label=execution, linewidth=1.6, markersize=13 if is_dense else 6, zorder=3, **style
-    )
-    if is_dense:
-        axes.axhline(ys[0], color=style["color"], linewidth=0.9, linestyle=(0, (4, 4)), zorder=1)
-    elif x != "keep_ratio":
+    look: dict[str, Any] = {"color": style.color, "marker": style.marker, "label": execution}
+    if execution == "dense":
+        axes.plot(xs, ys, linestyle="none", markersize=14, zorder=4, **look)
+        axes.axhline(ys[0], color=style.color, linewidth=0.9, linestyle=(0, (4, 4)), zorder=1)
+        return
+    axes.plot(xs, ys, linewidth=1.6, markersize=6, zorder=3, **look)
+    if x != "keep_ratio":
         for at_x, at_y, row in points:
-            axes.annotate(
-                f"{row['keep_ratio']:g}",
-                (at_x, at_y),
-                xytext=(0, -12),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color=style["color"],
-            )
+            if row["keep_ratio"] == 1.0:
+                continue  # lies on dense, as does that of every other execution
+            _draw_label(axes, f"{row['keep_ratio']:g}", (at_x, at_y), style)
+
+
+def _draw_label(axes: Axes, text: str, point: tuple[float, float], style: _Style) -> None:
+    label = axes.annotate(
+        text,
+        point,
+        xytext=style.label_at,
+        textcoords="offset points",
+        ha="left" if style.label_at[0] > 0 else "right",
+        fontsize=8,
+        color=style.color,
+        zorder=5,
+    )
+    label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
 def _percent(share: float | None) -> float | None:

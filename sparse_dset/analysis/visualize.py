@@ -46,9 +46,7 @@ def _darken(image: Tensor, kept: Tensor) -> Tensor:
     return (image * (0.45 + 0.55 * mask.cpu())).to(torch.uint8)
 
 
-def _caption(
-    pen: ImageDraw.ImageDraw, box: Sequence[float], text: str, colour: str
-) -> None:
+def _caption(pen: ImageDraw.ImageDraw, box: Sequence[float], text: str, colour: str) -> None:
     left, top, right, bottom = pen.textbbox((box[0], box[1]), text, anchor="lb")
     pen.rectangle((left, top, right + 2, bottom), fill=colour)
     pen.text((box[0] + 1, box[1]), text, fill="white", anchor="lb")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparse_dset.losses.losses import Losses
 from sparse_dset.losses.targets import pad_targets
+from sparse_dset.models.backbone import Backbone
 from sparse_dset.models.backbone.padding import padding_stays_zero
 from sparse_dset.models.decoder.decoder import Decoder
 from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
@@ -73,7 +74,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        backbone: nn.Module,
+        backbone: Backbone,
         pruner: Callable[[Sequence[int]], Pruner],
         encoder: Callable[[Sequence[int]], HybridEncoder],
         decoder: Callable[[int], Decoder],
@@ -224,7 +225,8 @@ class Detector(nn.Module):
             masks = decision.kept
         if execution == "dense_scatter":
             pruned = {level_index(name) for name in self.pruner.scatter_levels}
-            return tuple(m if i in pruned else v for i, (m, v) in enumerate(zip(masks, valid)))
+            levels = enumerate(zip(masks, valid, strict=True))
+            return tuple(m if i in pruned else v for i, (m, v) in levels)
         return masks
 
     def _place(

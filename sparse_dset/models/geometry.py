@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +39,7 @@ class Geometry:
         """Returns the cells that hold at least one pixel: bool ``[B, H_l, W_l]`` per level."""
         height, width = self.padded_size
         return [
-            _top_left(
-                (self.image_sizes / stride).ceil(), height // stride, width // stride
-            )
+            _top_left((self.image_sizes / stride).ceil(), height // stride, width // stride)
             for stride in STRIDES
         ]
 

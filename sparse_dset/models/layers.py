@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,8 @@ def concat(a: FeatureMap, b: FeatureMap) -> FeatureMap:
     """Concatenates the channels of two maps of the same kind on the same sites."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.cat([a, b], dim=1)
-    assert not isinstance(a, Tensor) and type(a) is type(b)
+    assert not isinstance(a, Tensor)
+    assert type(a) is type(b)
     return a.cat(b)  # type: ignore[arg-type]
 
 
@@ -121,6 +123,8 @@ class ConvNormLayer(nn.Module):
     def folded(self) -> tuple[Tensor, Tensor]:
         """Returns weight and bias of the one convolution that equals conv + norm in evaluation."""
         norm = self.norm
+        assert isinstance(norm.running_mean, Tensor)
+        assert isinstance(norm.running_var, Tensor)
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight = self.conv.weight * scale[:, None, None, None]
         return weight, norm.bias - norm.running_mean * scale
@@ -143,9 +147,7 @@ class MLP(nn.Module):
 
     def __init__(self, *dims: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -1,6 +1,7 @@
 """Mixture-of-experts feed-forward layers: route, dispatch, compute, combine.
 
-Shazeer et al., "Outrageously Large Neural Networks", 2017; Fedus et al., "Switch Transformers", 2022.
+Shazeer et al., "Outrageously Large Neural Networks", 2017; Fedus et al., "Switch
+Transformers", 2022.
 """
 
 from __future__ import annotations
@@ -172,4 +173,6 @@ class FeedForward(nn.Module):
         rows = within_half(rows)
         if mask is None:
             return rows.view(x.shape), stats
-        return x.new_zeros(x.shape, dtype=rows.dtype).masked_scatter(mask.unsqueeze(-1), rows), stats
+        return x.new_zeros(x.shape, dtype=rows.dtype).masked_scatter(
+            mask.unsqueeze(-1), rows
+        ), stats

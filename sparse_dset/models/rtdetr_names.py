@@ -22,9 +22,7 @@ _EXPERT_NAMES = {
 }
 
 
-def place_rtdetr(
-    released: Mapping[str, Any], own: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def place_rtdetr(released: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns a full state dict with the released tensors in their places.
 
     Feed-forward layers go to every expert where the detector has experts ("sparse upcycling",
@@ -49,9 +47,7 @@ def place_rtdetr(
         if target != name:
             tensor = tensor.unsqueeze(0).expand(len(own[target]), *tensor.shape)
         if tensor.shape != own[target].shape:
-            problems.append(
-                f"{name}: shape {tuple(tensor.shape)}, here {tuple(own[target].shape)}"
-            )
+            problems.append(f"{name}: shape {tuple(tensor.shape)}, here {tuple(own[target].shape)}")
             continue
         placed[target] = tensor
         filled.add(target)

@@ -3,7 +3,12 @@
 from sparse_dset.ops import flops  # noqa: F401  makes FLOP counters see the operators
 from sparse_dset.ops.deform_attn import dense_deform_attn, sparse_deform_attn
 from sparse_dset.ops.segment import segment_mean, segment_sum
-from sparse_dset.ops.sparse_conv import available_backends, resolve_backend, sparse_conv2d, use_backend
+from sparse_dset.ops.sparse_conv import (
+    available_backends,
+    resolve_backend,
+    sparse_conv2d,
+    use_backend,
+)
 
 __all__ = [
     "available_backends",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ragged:
-    """Places rows into a padded batch ``[B, T]``, where T (at least 1) is the fullest image's number.
+    """Places rows into a padded batch ``[B, T]``; T (at least 1) is the fullest image's number.
 
     Attributes:
         slots: the place ``b * T + t`` of each row, int64 ``[N]``.

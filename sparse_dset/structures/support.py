@@ -23,7 +23,7 @@ class Support:
     """
 
     def __init__(self, indices: Tensor, batch_size: int, height: int, width: int) -> None:
-        """Takes sites that are known to be sorted; ``from_mask`` and ``from_indices`` are the usual doors."""
+        """Takes sites that are known to be sorted; see ``from_mask`` and ``from_indices``."""
         self.indices = indices
         self.batch_size = batch_size
         self.height = height
@@ -34,7 +34,8 @@ class Support:
         """Builds the support of a bool mask ``[B, H, W]`` (True = kept)."""
         if mask.dtype != torch.bool or mask.dim() != 3:
             raise ValueError(
-                f"Support.from_mask needs a bool mask [B, H, W], got {mask.dtype} {tuple(mask.shape)}"
+                f"Support.from_mask needs a bool mask [B, H, W], got {mask.dtype} "
+                f"{tuple(mask.shape)}"
             )
         indices = mask.nonzero().to(torch.int32).contiguous()
         return cls(indices, *mask.shape)
@@ -58,8 +59,8 @@ class Support:
         if len(bad):
             row = int(bad[0])
             raise ValueError(
-                f"indices[{row}] = {indices[row].tolist()} is outside the grid: (batch, y, x) must be "
-                f"below ({batch_size}, {height}, {width}); check the order of the columns"
+                f"indices[{row}] = {indices[row].tolist()} is outside the grid: (batch, y, x) must "
+                f"be below ({batch_size}, {height}, {width}); check the order of the columns"
             )
         mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=indices.device)
         mask[tuple(indices.long().unbind(1))] = True
@@ -73,9 +74,7 @@ class Support:
         cls, batch_size: int, height: int, width: int, device: torch.device | str = "cpu"
     ) -> Support:
         """Builds the support that keeps every site."""
-        return cls.from_mask(
-            torch.ones(batch_size, height, width, dtype=torch.bool, device=device)
-        )
+        return cls.from_mask(torch.ones(batch_size, height, width, dtype=torch.bool, device=device))
 
     @property
     def num_sites(self) -> int:
@@ -145,9 +144,7 @@ class Support:
         rows = coarser.row_map()[batch, y // 2, x // 2].long()
         if rows.numel() and int(rows.min()) < 0:
             site = self.indices[int(rows.argmin())].tolist()
-            raise ValueError(
-                f"site (batch, y, x) = {site} has no kept parent: supports must nest"
-            )
+            raise ValueError(f"site (batch, y, x) = {site} has no kept parent: supports must nest")
         return rows
 
     def counts(self) -> Tensor:
@@ -171,9 +168,7 @@ class Support:
         rows = torch.full(
             (self.batch_size * self.height * self.width,), -1, dtype=torch.int32, device=self.device
         )
-        rows[self._flat_index] = torch.arange(
-            self.num_sites, dtype=torch.int32, device=self.device
-        )
+        rows[self._flat_index] = torch.arange(self.num_sites, dtype=torch.int32, device=self.device)
         return rows.view(self.shape)
 
     @cached_property

@@ -58,7 +58,13 @@ SCRIPT = textwrap.dedent(
 def test_processes_that_route_differently_do_not_hang(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+    ]
     done = subprocess.run(
         [*launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(script)],
         capture_output=True,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparse_dset.models.decoder.decoder import NO_QUERY_LOGIT
+from sparse_dset.models.geometry import pad_batch
 from sparse_dset.structures import Support
 
 SIZE = (96, 160)  # 3 x 5 cells at stride 32
@@ -167,18 +168,12 @@ def test_dense_scatter_attends_to_kept_cells_and_fills_the_others_with_zero(
         tokens, _ = aifi._run(tokens, y[None], x[None], None, torch.tensor([[3, 5]]))
         filled[i, :, y, x] = tokens[0].T
     fused = model.encoder.fuse([*projected[:2], filled])
-    _, geometry = _pad(images)
+    _, geometry = pad_batch(images, None)
     memory = model.decoder.read(fused, None)
     expected = model.decoder(memory, geometry).layers[-1]
     torch.testing.assert_close(out.pred_logits, expected.logits, rtol=0, atol=1e-9)
     torch.testing.assert_close(out.pred_boxes, expected.boxes, rtol=0, atol=1e-9)
     assert out.num_kept.tolist() == [[240, 60, int(m.sum())] for m in kept[2]]
-
-
-def _pad(images):
-    from sparse_dset.models.geometry import pad_batch
-
-    return pad_batch(images, None)
 
 
 def test_dense_scatter_prunes_the_levels_asked_for(make_detector, nested_masks):
@@ -198,13 +193,12 @@ def test_dense_scatter_prunes_the_levels_asked_for(make_detector, nested_masks):
 @pytest.mark.parametrize("execution", ["dense", "dense_scatter", "sparse", "masked"])
 def test_more_queries_than_tokens(execution, training, make_detector, make_targets):
     model = make_detector("nano", "model.decoder.num_queries=300").train(training)
-    out = _run(
-        model, _images(2, 64, 64), make_targets(2, 5), execution=execution, keep_ratio=0.1
-    )
-    tokens = {"dense": 84, "dense_scatter": 81}.get(execution, 21)
-    assert out.num_kept.sum(1).tolist() == [tokens] * 2
+    out = _run(model, _images(2, 64, 64), make_targets(2, 5), execution=execution, keep_ratio=0.1)
+    kept = {"dense": 84, "dense_scatter": 81}.get(execution, 21)
+    assert out.num_kept.sum(1).tolist() == [kept] * 2
     assert out.num_tokens.tolist() == [[64, 16, 4]] * 2
-    assert out.pred_logits.shape == (2, tokens, 3)
+    # The neck of dense_scatter fills the pruned sites again, and queries may come from them.
+    assert out.pred_logits.shape == (2, 21 if execution in ("sparse", "masked") else 84, 3)
     assert out.query_mask.all()
     assert out.pred_logits.isfinite().all()
     assert out.pred_boxes.isfinite().all()
@@ -246,17 +240,11 @@ def test_off_square_images_keep_their_axes(size, make_detector):
     assert out.pred_logits.shape == (1, 150, 3)
 
 
-@pytest.mark.parametrize("execution", ["dense", "sparse"])
 @torch.no_grad()
-def test_a_bright_spot_changes_the_cells_at_its_place(execution, make_detector):
-    """The anchor of the query that changes most lies at the spot, not at its mirror image."""
-    model = make_detector("nano", "pruner.keep_ratio=1", "model.decoder.num_queries=1000")
+def test_a_bright_spot_changes_the_score_of_its_cell(make_detector):
     images = torch.full((2, 3, 64, 320), 0.5, dtype=torch.float64)
     images[1, :, 2:10, 284:292] = 1.0  # at x = 0.9, y = 0.1
-    scores = model(images, execution=execution).token_scores
-    if execution == "dense":
-        assert scores is None
-        return
+    scores = make_detector()(images).token_scores
     change = (scores[1] - scores[0]).abs()
     assert divmod(int(change.argmax()), change.shape[1]) == (0, 8)
 

@@ -10,7 +10,10 @@ from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDe
 
 _RENAMES = [
     (r"^model\.backbone\.model\.embedder\.embedder\.(\d)\.", r"backbone.conv1.conv1_\1."),
-    (r"^model\.backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d+)\.", r"backbone.res_layers.\1.blocks.\2."),
+    (
+        r"^model\.backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d+)\.",
+        r"backbone.res_layers.\1.blocks.\2.",
+    ),
     (r"\.shortcut\.1\.", ".short.conv."),
     (r"\.shortcut\.", ".short."),
     (r"\.layer\.0\.", ".branch2a."),

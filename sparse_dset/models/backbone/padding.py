@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -31,10 +30,10 @@ class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a functio
     def __torch_function__(
         self,
         function: Callable,
-        types: Any,  # noqa: ANN401
+        types: Any,
         args: tuple = (),
         kwargs: dict | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         if getattr(function, "__name__", "") in _MIXING:
             x, *rest = args
             args = (x * self._mask(x), *rest)
@@ -49,5 +48,3 @@ class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a functio
                 f"{tuple(self._pixels.shape[-2:])}: this backbone cannot take padded batches"
             )
         return mask.to(x.dtype)
-
-

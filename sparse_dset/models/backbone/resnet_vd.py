@@ -11,6 +11,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_dset.models.backbone.base import Backbone
 from sparse_dset.models.layers import ConvNormLayer
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -21,10 +22,14 @@ class _Residual(nn.Module):
 
     expansion: int
 
-    def __init__(self, in_channels: int, channels: int, stride: int, first: bool, frozen: bool):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, first: bool, frozen: bool
+    ) -> None:
         super().__init__()
         out_channels = channels * self.expansion
-        self.short = _shortcut(in_channels, out_channels, stride, frozen) if first else nn.Identity()
+        self.short = (
+            _shortcut(in_channels, out_channels, stride, frozen) if first else nn.Identity()
+        )
 
     def main_path(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -38,7 +43,9 @@ class BasicBlock(_Residual):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, first: bool, frozen: bool):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, first: bool, frozen: bool
+    ) -> None:
         super().__init__(in_channels, channels, stride, first, frozen)
         self.branch2a = ConvNormLayer(in_channels, channels, 3, stride, nn.ReLU(), frozen)
         self.branch2b = ConvNormLayer(channels, channels, 3, frozen_norm=frozen)
@@ -52,7 +59,9 @@ class BottleneckBlock(_Residual):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, first: bool, frozen: bool):
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, first: bool, frozen: bool
+    ) -> None:
         super().__init__(in_channels, channels, stride, first, frozen)
         self.branch2a = ConvNormLayer(in_channels, channels, 1, 1, nn.ReLU(), frozen)
         self.branch2b = ConvNormLayer(channels, channels, 3, stride, nn.ReLU(), frozen)
@@ -99,7 +108,7 @@ class _Stage(nn.Module):
         return x
 
 
-class ResNetVd(nn.Module):
+class ResNetVd(Backbone):
     """ResNet-vd that returns its stages at strides 8, 16 and 32.
 
     Args:

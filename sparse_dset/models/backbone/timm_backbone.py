@@ -8,10 +8,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from sparse_dset.models.backbone.base import Backbone
 from sparse_dset.models.geometry import STRIDES
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """Stages at strides 8, 16 and 32 of a timm model, behind its own normalisation of the colours.
 
     Args:
@@ -24,6 +25,9 @@ class TimmBackbone(nn.Module):
             stem and the first stages, whose training costs most and changes least.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         name: str,
@@ -34,9 +38,11 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if weights not in (None, "timm", "packaged"):
-            raise ValueError(f'backbone weights must be null, "timm" or "packaged", got {weights!r}')
+            raise ValueError(
+                f'backbone weights must be null, "timm" or "packaged", got {weights!r}'
+            )
         probe = timm.create_model(name, features_only=True)
-        reductions = probe.feature_info.reduction()
+        reductions: list[int] = probe.feature_info.reduction()  # type: ignore[operator, union-attr]
         missing = [s for s in STRIDES if s not in reductions]
         if missing:
             raise ValueError(f"{name} has stages at strides {reductions}, {missing} are missing")
@@ -47,7 +53,7 @@ class TimmBackbone(nn.Module):
         )
         if weights == "packaged":
             self.model.load_state_dict(_packaged_weights(name, self.model))
-        self.out_channels = self.model.feature_info.channels()
+        self.out_channels = self.model.feature_info.channels()  # type: ignore[operator, union-attr]
         self.frozen = tuple(frozen)
         for name in self.frozen:
             self.model.get_submodule(name).requires_grad_(False)

@@ -126,11 +126,9 @@ class Decoder(QuerySelection):
         if background not in ("zero", "learned"):
             raise ValueError(f'decoder background must be "zero" or "learned", got {background!r}')
         self.num_classes = num_classes
-        self.noise = {
-            "num_denoising": num_denoising,
-            "label_noise_ratio": label_noise_ratio,
-            "box_noise_scale": box_noise_scale,
-        }
+        self.num_denoising = num_denoising
+        self.label_noise_ratio = label_noise_ratio
+        self.box_noise_scale = box_noise_scale
         self.input_proj = nn.ModuleList(
             ConvNormLayer(in_channels, width, 1) for _ in range(num_levels)
         )
@@ -145,9 +143,7 @@ class Decoder(QuerySelection):
         self.dec_score_head = nn.ModuleList(
             nn.Linear(width, num_classes) for _ in range(num_layers)
         )
-        self.dec_bbox_head = nn.ModuleList(
-            MLP(width, width, width, 4) for _ in range(num_layers)
-        )
+        self.dec_bbox_head = nn.ModuleList(MLP(width, width, width, 4) for _ in range(num_layers))
         self.background = (
             nn.Parameter(torch.zeros(num_levels, width)) if background == "learned" else None
         )
@@ -160,8 +156,9 @@ class Decoder(QuerySelection):
         for head in (self.enc_bbox_head, *self.dec_bbox_head):
             nn.init.zeros_(head.layers[-1].weight)
             nn.init.zeros_(head.layers[-1].bias)
-        for layer in self.query_pos_head.layers:
-            nn.init.xavier_uniform_(layer.weight)
+        for name, parameter in self.query_pos_head.named_parameters():
+            if name.endswith("weight"):
+                nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.denoising_class_embed.weight[:-1])
 
     def read(self, maps: Sequence[FeatureMap], valid: Sequence[Tensor] | None) -> Memory:
@@ -183,9 +180,18 @@ class Decoder(QuerySelection):
         noise = None
         if self.training and targets is not None:
             noise = make_denoising_queries(
-                targets, queries.mask.shape[1], self.num_classes, **self.noise
+                targets,
+                queries.mask.shape[1],
+                self.num_classes,
+                self.num_denoising,
+                self.label_noise_ratio,
+                self.box_noise_scale,
             )
-        target, boxes_unact, mask = queries.content.detach(), queries.boxes_unact.detach(), queries.mask
+        target, boxes_unact, mask = (
+            queries.content.detach(),
+            queries.boxes_unact.detach(),
+            queries.mask,
+        )
         if self.training:
             target = target + self._zero()
         if noise is not None:

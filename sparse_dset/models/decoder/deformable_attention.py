@@ -23,6 +23,8 @@ class MSDeformableAttention(nn.Module):
         offset_scale: an offset of 1 moves a sample by this share of the box.
     """
 
+    num_points_scale: Tensor
+
     def __init__(
         self,
         width: int,

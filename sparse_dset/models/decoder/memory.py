@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from sparse_dset.structures import MaskedMap, SparseMap, Support
 from sparse_dset.structures.ragged import Ragged
 
 
-class Memory(Protocol):
+@dataclass(frozen=True)
+class Memory(ABC):
     """Rows of all levels and images.
 
     Attributes:
@@ -28,6 +29,7 @@ class Memory(Protocol):
     sites: Tensor
     table: Tensor
 
+    @abstractmethod
     def sample(
         self, value: Tensor, background: Tensor, locations: Tensor, weights: Tensor, extents: Tensor
     ) -> Tensor:
@@ -40,12 +42,9 @@ class Memory(Protocol):
 
 
 @dataclass(frozen=True)
-class SparseMemory:
+class SparseMemory(Memory):
     """Rows of kept sites only."""
 
-    rows: Tensor
-    sites: Tensor
-    table: Tensor
     supports: tuple[Support, ...]
 
     def sample(
@@ -55,7 +54,7 @@ class SparseMemory:
 
 
 @dataclass(frozen=True)
-class DenseMemory:
+class DenseMemory(Memory):
     """Rows of all sites, image by image, level by level.
 
     Attributes:
@@ -63,9 +62,6 @@ class DenseMemory:
         inside: bool ``[M, 1]``, sites that are not padding; None: all.
     """
 
-    rows: Tensor
-    sites: Tensor
-    table: Tensor
     shapes: tuple[tuple[int, int], ...]
     inside: Tensor | None
 
@@ -135,9 +131,7 @@ def _read_sparse(maps: Sequence[SparseMap]) -> SparseMemory:
     return SparseMemory(rows, sites, table, tuple(m.support for m in maps))
 
 
-def _grid_sites(
-    batch: int, shapes: Sequence[tuple[int, int]], device: torch.device
-) -> Tensor:
+def _grid_sites(batch: int, shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     grids = [
         torch.cartesian_prod(
             torch.tensor([level], device=device),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +64,19 @@ class Queries:
     mask: Tensor
 
 
+class ProjectedNorm(nn.Module):
+    """A linear layer and a layer norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.proj.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(within_half(self.proj(x)))
+
+
 class QuerySelection(nn.Module):
     """Base of the decoder: the heads that score the memory and choose from it.
 
@@ -74,12 +86,9 @@ class QuerySelection(nn.Module):
     def __init__(self, width: int, num_classes: int, num_queries: int) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.enc_output = nn.Sequential(
-            OrderedDict(proj=nn.Linear(width, width), norm=nn.LayerNorm(width))
-        )
+        self.enc_output = ProjectedNorm(width)
         self.enc_score_head = nn.Linear(width, num_classes)
         self.enc_bbox_head = MLP(width, width, width, 4)
-        nn.init.xavier_uniform_(self.enc_output[0].weight)
 
     def select_queries(self, memory: Memory, geometry: Geometry) -> Queries:
         """Chooses the ``num_queries`` rows with the highest class score of each image.
@@ -87,8 +96,7 @@ class QuerySelection(nn.Module):
         An image with fewer rows gets them all and masked queries up to the batch's fullest image.
         """
         anchors = make_anchors(memory.sites, geometry)
-        projected = within_half(self.enc_output.proj(memory.rows * anchors.valid))
-        rows = self.enc_output.norm(projected)
+        rows = self.enc_output(memory.rows * anchors.valid)
         logits = at_least_float32(self.enc_score_head(rows))
 
         exists = memory.table >= 0

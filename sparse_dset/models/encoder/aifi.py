@@ -25,7 +25,9 @@ def sincos_position(y: Tensor, x: Tensor, width: int, temperature: float = 10000
     """
     if width % 4:
         raise ValueError(f"the encoder's width must be a multiple of 4, got {width}")
-    omega = temperature ** -(torch.arange(width // 4, dtype=torch.float64, device=y.device) * 4 / width)
+    omega = temperature ** -(
+        torch.arange(width // 4, dtype=torch.float64, device=y.device) * 4 / width
+    )
     y_phase, x_phase = y.double()[..., None] * omega, x.double()[..., None] * omega
     parts = [y_phase.sin(), y_phase.cos(), x_phase.sin(), x_phase.cos()]
     return torch.cat(parts, dim=-1)
@@ -117,7 +119,8 @@ class Aifi(nn.Module):
         batch_size, _, height, width = tensor.shape
         y, column = (
             torch.cartesian_prod(
-                torch.arange(height, device=tensor.device), torch.arange(width, device=tensor.device)
+                torch.arange(height, device=tensor.device),
+                torch.arange(width, device=tensor.device),
             )
             .expand(batch_size, -1, -1)
             .unbind(-1)
@@ -125,7 +128,9 @@ class Aifi(nn.Module):
         mask = x.support.mask().flatten(1) if isinstance(x, MaskedMap) else None
         tokens, stats = self._run(tensor.flatten(2).transpose(1, 2), y, column, mask, sizes)
         tensor = tokens.transpose(1, 2).reshape(batch_size, -1, height, width)
-        return MaskedMap.from_dense(tensor, x.support) if isinstance(x, MaskedMap) else tensor, stats
+        return MaskedMap.from_dense(tensor, x.support) if isinstance(
+            x, MaskedMap
+        ) else tensor, stats
 
     def _run(
         self, tokens: Tensor, y: Tensor, x: Tensor, mask: Tensor | None, sizes: Tensor

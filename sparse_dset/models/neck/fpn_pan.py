@@ -37,7 +37,7 @@ class RepVggBlock(nn.Module):
         self.conv2 = ConvNormLayer(channels, channels, 1)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Returns weight and bias of the one 3x3 convolution that equals the block in evaluation."""
+        """Returns weight and bias of the one convolution that equals the block in evaluation."""
         (weight3, bias3), (weight1, bias1) = self.conv1.folded(), self.conv2.folded()
         return weight3 + F.pad(weight1, (1, 1, 1, 1)), bias3 + bias1
 
@@ -75,7 +75,9 @@ class FpnPan(nn.Module):
         expansion: hidden width of a fusion block over ``width``.
     """
 
-    def __init__(self, width: int, levels: int = 3, blocks: int = 3, expansion: float = 1.0) -> None:
+    def __init__(
+        self, width: int, levels: int = 3, blocks: int = 3, expansion: float = 1.0
+    ) -> None:
         super().__init__()
 
         def fusion() -> CSPRepLayer:

@@ -36,8 +36,9 @@ class TokenScorer(nn.Module):
             raise ValueError("pruner.levels is empty: name at least one of s3, s4, s5")
         width = 2 * sum(in_channels[i] for i in self.levels)
         self.norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        nn.init.constant_(self.mlp[-1].bias, -2.0)
+        last = nn.Linear(hidden, 1)
+        nn.init.constant_(last.bias, -2.0)  # most cells are empty
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), last)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Returns token scores (logits) ``[B, H, W]`` of the stride-32 cells.

@@ -73,7 +73,7 @@ class TokenSelector(ABC):
 
     @abstractmethod
     def relaxed(self, progress: float) -> TokenSelector:
-        """Returns the selector on its way (``progress`` in [0, 1]) from keeping all to its target."""
+        """Returns the selector at ``progress`` in [0, 1] between keeping all and its target."""
 
     @abstractmethod
     def with_keep_ratio(self, keep_ratio: float) -> TokenSelector:
@@ -100,7 +100,7 @@ class TopK(TokenSelector):
         return (num_valid * self.keep_ratio).round().long()
 
     def relaxed(self, progress: float) -> TopK:
-        return replace(self, keep_ratio=1.0 - progress * (1.0 - self.keep_ratio))
+        return replace(self, keep_ratio=1.0 - progress + progress * self.keep_ratio)
 
     def with_keep_ratio(self, keep_ratio: float) -> TopK:
         return replace(self, keep_ratio=keep_ratio)
@@ -155,4 +155,4 @@ class Mass(_ByContent):
         return (before < self.mass * probability.sum(1, keepdim=True)).sum(1)
 
     def relaxed(self, progress: float) -> Mass:
-        return replace(self, mass=1.0 - progress * (1.0 - self.mass))
+        return replace(self, mass=1.0 - progress + progress * self.mass)

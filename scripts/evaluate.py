@@ -1,0 +1,74 @@
+"""Computes the average precision of a checkpoint.
+
+``python scripts/evaluate.py checkpoint=x.pt execution=sparse pruner.keep_ratio=0.3 data=aerial``
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from sparse_dset.analysis.benchmark import open_validation_set, plan_arms
+from sparse_dset.analysis.table import markdown_table
+from sparse_dset.config import check_command_line, check_config
+from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
+from sparse_dset.engine.distributed import is_main, process_group
+from sparse_dset.engine.evaluate import AMP_DTYPES, evaluate, evaluation_loader
+from sparse_dset.engine.loggers import append_row, environment
+from sparse_dset.ops import resolve_backend, use_backend
+
+
+def _check(plain: dict[str, Any]) -> None:
+    keep_ratio = plain["pruner"]["keep_ratio"]
+    plan_arms([plain["execution"] or "dense"], [1.0 if keep_ratio is None else keep_ratio])
+    if plain["amp"] not in ("off", *AMP_DTYPES):
+        raise ValueError(f"amp must be one of off, {', '.join(AMP_DTYPES)}; got {plain['amp']!r}")
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Evaluates a checkpoint, prints the numbers and appends a row."""
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    record = load_checkpoint(cfg.checkpoint)["config"]
+    model = load_detector(cfg.checkpoint)
+    asked = check_config(cfg).get("data")
+    dataset = open_validation_set(asked or record["data"], cfg.size, record["model"]["class_names"])
+    with process_group(cfg.device) as device, use_backend(cfg.ops.backend):
+        metrics = evaluate(
+            model.to(device),
+            evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers),
+            dataset,
+            execution=cfg.execution,
+            keep_ratio=cfg.pruner.keep_ratio,
+            device=device,
+            amp=cfg.amp,
+        )
+        row = {
+            "kind": "evaluate",
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "checkpoint": cfg.checkpoint,
+            "data": str(dataset.annotations),
+            "execution": cfg.execution or model.execution,
+            "keep_ratio": cfg.pruner.keep_ratio or record["pruner"]["keep_ratio"],
+            "amp": cfg.amp,
+            "metrics": metrics,
+            "backend": resolve_backend("auto", device),
+            "environment": environment(device),
+            "config": record,
+        }
+        if is_main():
+            append_row(Path(cfg.output_dir) / "results.jsonl", row)
+            print(f"{cfg.checkpoint}: {row['execution']}, keep ratio {row['keep_ratio']}\n")
+            shown = [(name, f"{value:.4g}") for name, value in metrics.items()]
+            print(markdown_table(["metric", "value"], shown))
+
+
+if __name__ == "__main__":
+    check_command_line("evaluate", _check)
+    main()

@@ -1,0 +1,154 @@
+"""Counts the FLOPs of a forward pass, part by part (1 multiply-add = 2 FLOPs)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
+from sparse_dset.models.detector import Detector
+from sparse_dset.ops.flops import sampling_flops
+
+
+def count_flops(
+    model: Detector,
+    images: Tensor,
+    *,
+    execution: str | None = None,
+    keep_ratio: float | None = None,
+    kept: Sequence[Tensor] | None = None,
+    padding_mask: Tensor | None = None,
+) -> dict[str, float]:
+    """Counts what one forward pass in evaluation really multiplies.
+
+    Matrix products and convolutions count: dense convolutions with all taps (also those on the
+    border's zeros), sparse ones with their existing pairs, attention in full. Elementwise
+    arithmetic, such as folding the normalisation into weights, costs nothing.
+
+    Args:
+        model: left as it was.
+        images, execution, keep_ratio, kept, padding_mask: see ``Detector.forward``.
+
+    Returns:
+        GFLOPs of the whole batch (an image's share may depend on the others, as attention pads to
+        the fullest image):
+
+        - ``backbone``, ``encoder``, ``neck``, ``decoder``, and ``total``, their sum;
+        - ``pruner``, the scorer, which is a part of ``encoder``; zero where it does not run, as in
+          the dense execution and with forced tokens;
+        - ``sampling``, the bilinear sampling of deformable attention, which is not in ``total``,
+          as other FLOP counters leave it out.
+
+    Raises:
+        RuntimeError: something was multiplied outside these parts.
+    """
+    parts = {name: Counter[Any]() for name in ("backbone", "pruner", "encoder", "neck", "decoder")}
+    sampling = Counter[str]()
+    with ExitStack() as stack:
+        stack.enter_context(_evaluation(model))
+        stack.enter_context(torch.no_grad())
+        # Fused attention kernels are operators that the counter may not know.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        for name, modules in _modules(model).items():
+            for module in modules:
+                stack.enter_context(_watch(module, counter, parts[name]))
+        for module in model.modules():
+            if isinstance(module, MSDeformableAttention):
+                stack.enter_context(_watch_sampling(module, sampling))
+        model(
+            images,
+            execution=execution,
+            keep_ratio=keep_ratio,
+            kept=kept,
+            padding_mask=padding_mask,
+        )
+    _check_complete(parts, _so_far(counter))
+
+    flops = {name: sum(operators.values()) for name, operators in parts.items()}
+    flops["encoder"] += flops["pruner"]
+    flops["total"] = sum(flops[name] for name in ("backbone", "encoder", "neck", "decoder"))
+    flops["sampling"] = sampling.total()
+    return {name: count / 1e9 for name, count in flops.items()}
+
+
+def _modules(model: Detector) -> dict[str, list[nn.Module]]:
+    """Returns the modules of each part, of which none runs inside another's call."""
+    encoder, decoder = model.encoder, model.decoder
+    neck = (
+        encoder.lateral_convs,
+        encoder.fpn_blocks,
+        encoder.downsample_convs,
+        encoder.pan_blocks,
+    )
+    return {
+        "backbone": [model.backbone],
+        "pruner": [model.pruner],
+        "encoder": [*encoder.input_proj, *encoder.encoder],
+        "neck": [module for modules in neck for module in modules],
+        "decoder": [*decoder.input_proj, decoder],  # the projections run before its forward
+    }
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Switches to evaluation; afterwards every module has its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _watch(module: nn.Module, counter: FlopCounterMode, operators: Counter[Any]) -> Iterator[None]:
+    """Adds what is counted during the module's calls to ``operators`` (FLOPs by operator)."""
+
+    def before(*_: Any) -> None:
+        operators.subtract(_so_far(counter))
+
+    def after(*_: Any) -> None:
+        operators.update(_so_far(counter))
+
+    with module.register_forward_pre_hook(before), module.register_forward_hook(after):
+        yield
+
+
+@contextmanager
+def _watch_sampling(attention: MSDeformableAttention, sampling: Counter[str]) -> Iterator[None]:
+    head_dim = attention.value_proj.out_features // attention.num_heads
+
+    def add(_module: nn.Module, _inputs: Any, weights: Tensor) -> None:
+        sampling["flops"] += sampling_flops(weights, head_dim)
+
+    with attention.attention_weights.register_forward_hook(add):
+        yield
+
+
+def _so_far(counter: FlopCounterMode) -> Counter[Any]:
+    return Counter(counter.get_flop_counts().get("Global", {}))
+
+
+def _check_complete(parts: dict[str, Counter[Any]], everything: Counter[Any]) -> None:
+    assigned = Counter[Any]()
+    for operators in parts.values():
+        assigned.update(operators)
+    wrong = {
+        str(operator): everything[operator] - assigned[operator]
+        for operator in everything | assigned
+        if everything[operator] != assigned[operator]
+    }
+    if wrong:
+        raise RuntimeError(
+            "every product must fall into one part, but these FLOPs do not (negative: they fall "
+            f"into several): {wrong}; name the module that ran them in _modules"
+        )

@@ -1,0 +1,195 @@
+"""Checks the FLOP counter and the closed form against each other, and both by hand."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparse_dset.analysis import closed_form_flops, count_flops
+from sparse_dset.config import build_from_config, compose_config
+from sparse_dset.models.detector import Detector
+
+EXECUTIONS = ["dense", "dense_scatter", "sparse", "masked"]
+CASES = [
+    *((name, execution) for name in ("r18", "r50", "lite0") for execution in EXECUTIONS[:3]),
+    *((name, "dense") for name in ("r34", "r101")),
+    *((name, "sparse") for name in ("nano", "dset_r18")),
+]
+ORIGINAL_FLOPS = {"r18": 60_529_254_400, "r50": 133_909_299_200}
+"""RT-DETRv2 at 640 x 640, 80 classes: PyTorch's counter on Hugging Face's implementation (attention
+in full), less the 1x1 branches of RepVGG blocks, which folding removes."""
+
+
+def config_of(name: str, *overrides: str) -> dict[str, Any]:
+    return compose_config("detector", [f"model={name}", "model.num_classes=80", *overrides])
+
+
+@functools.cache
+def built(name: str, *overrides: str) -> Detector:
+    return build_from_config(config_of(name, *overrides), pretrained=False).eval()
+
+
+def every_cell(height: int, width: int, batch: int = 1) -> list[Tensor]:
+    return [torch.ones(batch, height // s, width // s, dtype=torch.bool) for s in (8, 16, 32)]
+
+
+def nested_masks(height: int, width: int, shares: Sequence[float]) -> list[Tensor]:
+    """Random nested masks, finest first; one share of coarsest cells per image."""
+    masks = [
+        torch.rand(len(shares), height // 32, width // 32) < torch.tensor(shares)[:, None, None]
+    ]
+    for _ in range(2):
+        parents = masks[0].repeat_interleave(2, 1).repeat_interleave(2, 2)
+        masks.insert(0, parents & (torch.rand(parents.shape) < 0.7))
+    return masks
+
+
+def assert_equal_integers(counted: dict[str, float], computed: dict[str, float]) -> None:
+    assert {k: round(v * 1e9) for k, v in counted.items()} == {
+        k: round(v * 1e9) for k, v in computed.items()
+    }
+
+
+@pytest.mark.parametrize(("name", "execution"), CASES)
+def test_models(name: str, execution: str) -> None:
+    model, images = built(name), torch.rand(2, 3, 64, 96)
+    kept = model(images, execution=execution).kept
+    counted = count_flops(model, images, execution=execution)
+    assert_equal_integers(counted, closed_form_flops(config_of(name), kept, execution))
+    assert counted["total"] == pytest.approx(
+        sum(counted[part] for part in ("backbone", "encoder", "neck", "decoder")), rel=1e-12
+    )
+    assert (counted["pruner"] > 0) == (execution != "dense")
+    assert counted["encoder"] > counted["pruner"]
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS[1:])
+@pytest.mark.parametrize("keep_ratio", [0.2, 1.0])
+def test_keep_ratios(keep_ratio: float, execution: str) -> None:
+    overrides = ["model.decoder.num_queries=40"]  # fewer than there are tokens
+    model, images = built("nano", *overrides), torch.rand(1, 3, 96, 160)
+    kept = model(images, execution=execution, keep_ratio=keep_ratio).kept
+    counted = count_flops(model, images, execution=execution, keep_ratio=keep_ratio)
+    config = config_of("nano", *overrides)
+    assert_equal_integers(counted, closed_form_flops(config, kept, execution))
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [("dset_r18", [0.6, 0.2]), ("nano", [0.0, 0.5]), ("nano", [0.0, 0.0])],
+)
+def test_forced_masks_of_unequal_images(name: str, shares: list[float], execution: str) -> None:
+    forced, images = nested_masks(96, 160, shares), torch.rand(2, 3, 96, 160)
+    kept = built(name)(images, execution=execution, kept=forced).kept
+    counted = count_flops(built(name), images, execution=execution, kept=forced)
+    computed = closed_form_flops(config_of(name), kept, execution, forced=True)
+    assert_equal_integers(counted, computed)
+    assert counted["pruner"] == 0
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_padded_batch(execution: str) -> None:
+    images, padding_mask = torch.rand(2, 3, 90, 160), torch.ones(2, 90, 160, dtype=torch.bool)
+    padding_mask[0] = False
+    padding_mask[1, :50, :70] = False
+    options = {"execution": execution, "padding_mask": padding_mask}
+    model = built("nano")
+    valid = model(images, execution="dense", padding_mask=padding_mask).kept
+    kept = model(images, **options).kept
+    counted = count_flops(model, images, **options)
+    computed = closed_form_flops(config_of("nano"), kept, execution, valid=valid)
+    assert_equal_integers(counted, computed)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.decoder.background=learned"],
+        ["pruner.levels=[s4]", "pruner.hidden=16", "pruner.scatter_levels=[s3]"],
+        ["pruner.scatter_levels=[s3,s4,s5]"],
+        ["model.encoder.num_layers=2", "model.decoder.num_points=3"],
+    ],
+)
+@pytest.mark.parametrize("execution", ["dense_scatter", "sparse"])
+def test_settings(execution: str, overrides: list[str]) -> None:
+    model, images = built("nano", *overrides), torch.rand(2, 3, 64, 96)
+    kept = model(images, execution=execution).kept
+    counted = count_flops(model, images, execution=execution)
+    config = config_of("nano", *overrides)
+    assert_equal_integers(counted, closed_form_flops(config, kept, execution))
+
+
+@pytest.mark.parametrize("name", sorted(ORIGINAL_FLOPS))
+def test_difference_to_the_original_implementation(name: str) -> None:
+    """It runs the encoder's box head on every token and the class head of every decoder layer."""
+    config = config_of(name)
+    computed = closed_form_flops(config, every_cell(640, 640), "dense")
+    tokens, queries, layers = 80**2 + 40**2 + 20**2, 300, config["model"]["decoder"]["num_layers"]
+    boxes = 2 * (tokens - queries) * (2 * 256 * 256 + 256 * 4)
+    classes = 2 * (layers - 1) * queries * 256 * 80
+    assert round(computed["total"] * 1e9) + boxes + classes == ORIGINAL_FLOPS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ORIGINAL_FLOPS))
+def test_real_forward_at_full_size(name: str) -> None:
+    counted = count_flops(built(name), torch.rand(1, 3, 640, 640), execution="dense")
+    assert_equal_integers(
+        counted, closed_form_flops(config_of(name), every_cell(640, 640), "dense")
+    )
+
+
+def test_neck_by_hand() -> None:
+    """Two neighbouring cells at s3 and s4, one at s5; channels are 64 everywhere."""
+    kept = every_cell(64, 64)
+    for mask in kept:
+        mask.zero_()[0, 0, :2] = True
+    kept[2][0, 0, 1] = False
+    config = config_of("nano", "model.encoder.blocks=1", "model.encoder.width=64")
+    config["model"]["encoder"]["expansion"] = 1.0
+    neck = round(closed_form_flops(config, kept, "sparse", forced=True)["neck"] * 1e9)
+    lateral, csp = 2 + 1, 2 * 2 * (2 + 2 + 2 + 1)  # 1x1 products of 64 x 64 channels
+    windows = 4 + 4 + 4 + 1  # fpn s4, fpn s3, pan s4, pan s5
+    strided = (2 + 1) + 2  # s4 cells 0 and 1 see s3 cells {0, 1}, {1}; the s5 cell sees {0, 1}
+    assert neck == 2 * 64 * 64 * (lateral + csp + windows + strided)
+
+
+def test_model_and_random_state_are_left_alone() -> None:
+    model = built("nano").train()
+    model.decoder.eval()
+    modes = [module.training for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = torch.get_rng_state()
+    count_flops(model, torch.ones(1, 3, 64, 64))
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    model.eval()
+
+
+def test_products_outside_the_parts_are_an_error() -> None:
+    class Wrapped(Detector):
+        def forward(self, images: Tensor, *args: Any, **options: Any) -> Any:
+            nn.functional.linear(images, torch.ones(5, images.shape[-1]))
+            return super().forward(images, *args, **options)
+
+    model = build_from_config(config_of("nano"), pretrained=False)
+    model.__class__ = Wrapped
+    with pytest.raises(RuntimeError, match=f"mm.*{2 * 3 * 64 * 64 * 5}"):
+        count_flops(model, torch.ones(1, 3, 64, 64))
+
+
+def test_closed_form_names_what_it_does_not_know() -> None:
+    config = config_of("nano")
+    with pytest.raises(ValueError, match="'fast'"):
+        closed_form_flops(config, every_cell(64, 64), "fast")
+    config["model"]["backbone"]["name"] = "resnet10t"
+    with pytest.raises(ValueError, match="resnet10t"):
+        closed_form_flops(config, every_cell(64, 64), "dense")

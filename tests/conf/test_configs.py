@@ -1,0 +1,81 @@
+"""Every configuration composes and builds."""
+
+from __future__ import annotations
+
+import hydra
+import pytest
+import torch
+
+from sparse_dset.config import build_detector, compose_config, config_dir, count_parameters
+
+LARGE = {"r50", "r101"}
+
+
+def _names(group):
+    return sorted(p.stem for p in (config_dir() / group).glob("[!_]*.yaml"))
+
+
+def test_there_are_configurations():
+    assert {"nano", "lite0", "r18", "r34", "r50", "r101", "dset_r18"} <= set(_names("model"))
+    assert {"default", "dset"} <= set(_names("pruner"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in _names("model")],
+)
+def test_every_model_builds_and_runs(name):
+    model = build_detector(name, 4, pretrained=False).eval()
+    with torch.no_grad():
+        out = model(torch.rand(1, 3, 64, 96), keep_ratio=0.5)
+    assert out.pred_logits.shape[-1] == 4
+    assert out.pred_boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("group", ["pruner", "losses", "ops"])
+def test_every_option_of_a_group_builds(group):
+    for option in _names(group):
+        build_detector("nano", 4, [f"{group}={option}"], pretrained=False)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in config_dir().glob("*.yaml")))
+def test_every_top_level_configuration_composes(name):
+    cfg = compose_config(name)
+    assert {"model", "pruner", "losses"} <= set(cfg)
+
+
+@pytest.mark.parametrize("option", _names("optim"))
+def test_every_optimiser_builds(option):
+    cfg = compose_config("train", [f"optim={option}"])
+    hydra.utils.instantiate(cfg["optim"])
+    hydra.utils.instantiate(cfg["train"])
+
+
+@pytest.mark.parametrize("option", _names("data"))
+def test_every_data_set_composes(option, tmp_path):
+    cfg = compose_config("train", [f"data={option}", f"data.root={tmp_path}"])
+    assert str(tmp_path) in str(cfg["data"]["train"])
+    assert str(tmp_path) in str(cfg["data"]["val"])
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("r18", 20),
+        ("r34", 31),
+        pytest.param("r50", 42, marks=pytest.mark.slow),
+        pytest.param("r101", 76, marks=pytest.mark.slow),
+    ],
+)
+def test_sizes_are_those_published(name, millions):
+    """Without the parts of ours; the frozen norms of R50 and R101 are not counted either way."""
+    model = build_detector(name, 80, pretrained=False)
+    own = count_parameters(model.pruner) + count_parameters(model.losses)
+    assert (count_parameters(model) - own) / 1e6 == pytest.approx(millions, abs=1.0)
+
+
+def test_dset_looks_at_the_coarsest_level_and_routes_to_three_of_six():
+    model = build_detector("dset_r18", 4, ["pruner=dset"], pretrained=False)
+    assert model.pruner.scorer.levels == [2]
+    for layer in (*model.encoder.encoder[0].layers, *model.decoder.decoder.layers):
+        assert (layer.moe.router.out_features, layer.moe.top_k) == (6, 3)

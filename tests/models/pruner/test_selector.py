@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparse_dset.models.pruner import Mass, Threshold, TopK, check_keep_ratio, make_selector
+
+SCORES = torch.logit(torch.tensor([[[0.9, 0.1, 0.5], [0.3, 0.7, 0.05]]]))
+ALL = torch.ones(1, 2, 3, dtype=torch.bool)
+
+
+def _kept(selector, scores=SCORES, valid=ALL):
+    return selector(scores, valid).flatten(1).int().tolist()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        (0.01, [1, 0, 0, 0, 0, 0]),
+        (0.34, [1, 0, 0, 0, 1, 0]),
+        (0.5, [1, 0, 1, 0, 1, 0]),
+        (1, [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_topk_keeps_a_share(ratio, expected):
+    assert _kept(TopK(keep_ratio=ratio)) == [expected]
+
+
+def test_topk_counts_valid_cells_only():
+    valid = torch.tensor([[[True, True, True], [True, True, True]], [[True, True, False]] * 2])
+    scores = SCORES.expand(2, 2, 3)
+    kept = TopK(keep_ratio=0.5)(scores, valid)
+    assert kept.flatten(1).sum(1).tolist() == [3, 2]
+    assert not (kept & ~valid).any()
+    assert kept[1].tolist() == [[True, False, False], [False, True, False]]
+
+
+def test_ties_go_to_the_first_cells():
+    assert _kept(TopK(keep_ratio=0.5), torch.zeros(1, 2, 3)) == [[1, 1, 1, 0, 0, 0]]
+
+
+def test_threshold_keeps_what_reaches_it():
+    assert _kept(Threshold(threshold=0.4)) == [[1, 0, 1, 0, 1, 0]]
+    assert _kept(Threshold(threshold=0.0)) == [[1] * 6]
+    assert _kept(Threshold(threshold=0.99)) == [[1, 0, 0, 0, 0, 0]]
+
+
+def test_mass_keeps_the_best_cells_that_hold_it():
+    # 0.9 + 0.7 + 0.5 of 2.55 is 0.82 of all.
+    assert _kept(Mass(mass=0.8)) == [[1, 0, 1, 0, 1, 0]]
+    assert _kept(Mass(mass=0.85)) == [[1, 0, 1, 1, 1, 0]]
+    assert _kept(Mass(mass=1.0)) == [[1] * 6]
+
+
+@pytest.mark.parametrize("kind", [Threshold, Mass])
+def test_counts_follow_the_content(kind):
+    scores = torch.stack([torch.full((4, 4), 3.0), torch.full((4, 4), -9.0)])
+    scores[1, 0, 0] = 3.0
+    kept = kind()(scores, torch.ones(2, 4, 4, dtype=torch.bool)).flatten(1).sum(1).tolist()
+    assert kept[0] > kept[1] == 1
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [TopK(2, 4, 0.01), Threshold(2, 4, 1.0), Mass(2, 4, 0.01)],
+    ids=lambda s: type(s).__name__,
+)
+def test_at_least_min_tokens(selector):
+    assert _kept(selector) == [[1, 0, 0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [TopK(1, 2, 1.0), Threshold(1, 2, 0.0), Mass(1, 2, 1.0)],
+    ids=lambda s: type(s).__name__,
+)
+def test_at_most_max_tokens(selector):
+    assert _kept(selector) == [[1, 0, 0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [TopK(3), Threshold(3, None, 0.0), Mass(3, None, 1.0), Mass(3, None, 0.5)],
+    ids=repr,
+)
+def test_padding_is_never_kept(selector):
+    valid = torch.zeros(2, 2, 3, dtype=torch.bool)
+    valid[0, 0, :2] = True  # fewer cells than min_tokens; the second image has none at all
+    kept = selector(SCORES.expand(2, 2, 3), valid)
+    assert torch.equal(kept, valid)
+
+
+def test_relaxed_runs_from_all_to_the_target():
+    for target in (TopK(keep_ratio=0.2), Threshold(threshold=0.6), Mass(mass=0.5)):
+        counts = [sum(_kept(target.relaxed(p))[0]) for p in (0.0, 0.5, 1.0)]
+        assert counts[0] == 6
+        assert counts == sorted(counts, reverse=True)
+        assert counts[2] == sum(_kept(target)[0]) < 6
+        assert target.relaxed(1.0) == target
+
+
+def test_another_keep_ratio():
+    assert TopK(2, 5, 0.3).with_keep_ratio(0.7) == TopK(2, 5, 0.7)
+    for selector in (Threshold(threshold=0.6), Mass(mass=0.5)):
+        assert _kept(selector.with_keep_ratio(1)) == [[1] * 6]
+        with pytest.raises(ValueError, match="needs pruner.selector=topk"):
+            selector.with_keep_ratio(0.5)
+        with pytest.raises(ValueError, match=r"\(0, 1\]"):
+            selector.with_keep_ratio(1.5)
+
+
+@pytest.mark.parametrize("ratio", [0, 0.0, -0.1, 1.5, float("nan"), "abc", "0.5", True, None])
+def test_ratios_out_of_range_are_refused(ratio):
+    with pytest.raises(ValueError, match=r"keep_ratio must be .*in \(0, 1\], got"):
+        check_keep_ratio(ratio)
+    with pytest.raises(ValueError, match=r"pruner.keep_ratio must be"):
+        TopK(keep_ratio=ratio)
+
+
+def test_an_integer_one_is_a_ratio():
+    assert check_keep_ratio(1) == 1.0
+    assert isinstance(TopK(keep_ratio=1).keep_ratio, float)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Threshold(threshold=1.5), r"threshold must be in \[0, 1\]"),
+        (lambda: Mass(mass=0.0), r"mass must be in \(0, 1\]"),
+        (lambda: TopK(min_tokens=0), "min_tokens must be at least 1"),
+        (lambda: TopK(5, 4), "max_tokens = 4 is below min_tokens = 5"),
+        (lambda: make_selector("best", 0.5, 0.5, 0.9, 1, None), "topk, threshold or mass"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_make_selector():
+    assert make_selector("topk", 0.3, 0.4, 0.8, 2, 9) == TopK(2, 9, 0.3)
+    assert make_selector("threshold", 0.3, 0.4, 0.8, 2, 9) == Threshold(2, 9, 0.4)
+    assert make_selector("mass", 0.3, 0.4, 0.8, 2, 9) == Mass(2, 9, 0.8)

@@ -1,0 +1,71 @@
+"""Half precision under autocast on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+HALVES = [torch.float16, torch.bfloat16]
+MOE = "{_target_:sparse_dset.models.moe.MoEConfig,num_experts:4,top_k:2}"
+EXPERTS = [f"model.encoder.moe={MOE}", f"model.decoder.moe={MOE}"]
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse", "masked"])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_evaluation_is_close_to_float32(dtype, execution, make_detector, nested_masks):
+    # As many queries as tokens: the choice among them cannot differ, only their order.
+    model = make_detector("nano", "model.decoder.num_queries=400", *EXPERTS, dtype=torch.float32)
+    images, kept = torch.rand(2, 3, 96, 160), nested_masks((3, 5), [0.8, 0.4])
+    with torch.no_grad():
+        full = model(images, kept=kept, execution=execution)
+        with torch.autocast("cpu", dtype):
+            half = model(images, kept=kept, execution=execution)
+    assert half.pred_logits.dtype == half.pred_boxes.dtype == torch.float32
+    assert torch.equal(half.query_mask, full.query_mask)
+    for i, real in enumerate(full.query_mask):
+        ours, theirs = (
+            torch.cat([o.pred_logits[i], o.pred_boxes[i]], 1)[real] for o in (half, full)
+        )
+        nearest = torch.cdist(ours, theirs).amin(1) / theirs.norm(dim=1).mean()
+        assert nearest.quantile(0.9) < (2e-2 if dtype == torch.float16 else 8e-2)
+
+
+@pytest.mark.parametrize("execution", ["dense", "dense_scatter", "sparse", "masked"])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_training_losses_are_float32_and_close(
+    dtype, execution, make_detector, make_targets, nested_masks
+):
+    model = make_detector("nano", *EXPERTS, dtype=torch.float32).train()
+    images, targets = torch.rand(2, 3, 96, 160), make_targets(3, 1)
+    arguments = {"kept": nested_masks((3, 5), [0.8, 0.4]), "execution": execution}
+    torch.manual_seed(5)
+    full = model(images, targets, **arguments).losses
+    torch.manual_seed(5)
+    with torch.autocast("cpu", dtype):
+        half = model(images, targets, **arguments).losses
+    sum(half.values()).backward()
+    assert all(v.dtype == torch.float32 for v in half.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    total, wanted = sum(half.values()).item(), sum(full.values()).item()
+    assert total == pytest.approx(wanted, rel=0.1)
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+def test_large_features_stay_finite_in_float16(execution, make_detector, make_targets):
+    model = make_detector("nano", *EXPERTS, dtype=torch.float32).train()
+    read = model.decoder.read
+
+    def read_scaled(maps, valid):
+        memory = read(maps, valid)
+        rows = memory.rows.float()
+        object.__setattr__(memory, "rows", (rows * (3e4 / rows.abs().max())).half())
+        return memory
+
+    model.decoder.read = read_scaled
+    with torch.autocast("cpu", torch.float16):
+        out = model(
+            torch.rand(2, 3, 96, 160), make_targets(3, 1), execution=execution, keep_ratio=0.6
+        )
+    assert out.pred_logits.isfinite().all()
+    assert out.pred_boxes.isfinite().all()
+    assert all(v.isfinite() for v in out.losses.values())

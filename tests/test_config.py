@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from torch import nn
+
+from sparse_dset import build_detector
+from sparse_dset.config import build_from_config, compose_config, config_dir, count_parameters
+
+
+def test_overrides_arrive():
+    cfg = compose_config("detector", ["model=nano", "model.num_classes=7", "pruner.keep_ratio=0.4"])
+    assert cfg["model"]["num_classes"] == 7
+    assert cfg["model"]["pruner"]["keep_ratio"] == cfg["pruner"]["keep_ratio"] == 0.4
+    model = build_from_config(cfg, pretrained=False)
+    assert model.num_classes == 7
+    assert model.pruner.selector.keep_ratio == 0.4
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="no model is called 'r19'; there are .*r18, r34"):
+        build_detector("r19")
+
+
+def test_a_private_configuration_is_no_model():
+    with pytest.raises(ValueError, match="no model is called '_base'"):
+        build_detector("_base")
+
+
+@pytest.mark.parametrize("override", ["pruner.keeep_ratio=0.5", "keeep=0.5", "+pruner.keep_ratoi=0.5"])
+def test_a_typo_names_the_nearest_key(override):
+    with pytest.raises(ValueError, match=r"did you mean 'pruner\.keep_ratio'"):
+        build_detector("nano", 3, [override])
+
+
+def test_a_typo_in_a_group_is_refused():
+    with pytest.raises(ValueError, match="prunner"):
+        compose_config("detector", ["prunner=dset"])
+    with pytest.raises(ValueError, match="dest"):
+        compose_config("detector", ["pruner=dest"])
+    with pytest.raises(ValueError, match="nanoo"):
+        compose_config("detector", ["model=nanoo"])
+
+
+@pytest.mark.parametrize("ratio", ["0", "0.0", "1.5", "-0.1", "abc", "true", "null", "nan"])
+def test_keep_ratios_out_of_range_are_refused(ratio):
+    with pytest.raises(ValueError, match=r"pruner.keep_ratio must be .*in \(0, 1\]"):
+        compose_config("detector", [f"pruner.keep_ratio={ratio}"])
+
+
+def test_an_integer_one_is_a_ratio():
+    model = build_detector("nano", 3, ["pruner.keep_ratio=1"], pretrained=False)
+    ratio = model.pruner.selector.keep_ratio
+    assert ratio == 1.0
+    assert isinstance(ratio, float)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.execution=fast"],
+        ["pruner.selector=best"],
+        ["pruner.levels=[s2]"],
+        ["model.num_classes=0"],
+        ["model.class_names=[a,b]"],
+        ["model.encoder.position=rows"],
+        ["model.decoder.background=mean"],
+    ],
+)
+def test_values_out_of_range_are_refused(overrides):
+    with pytest.raises(Exception, match=r"must be|levels are called|class names"):
+        build_detector("nano", 3, overrides, pretrained=False)
+
+
+def test_hydras_global_state_stays():
+    GlobalHydra.instance().clear()
+    compose_config("detector")
+    assert not GlobalHydra.instance().is_initialized()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        compose_config("detector")
+        assert GlobalHydra.instance().hydra is outer
+        with pytest.raises(ValueError, match="abc"):
+            compose_config("detector", ["pruner.keep_ratio=abc"])
+        assert GlobalHydra.instance().hydra is outer
+        assert compose("detector", overrides=["model=nano"]).model.encoder.width == 128
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_it_works_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compose_config("detector", ["model=nano"])["model"]["encoder"]["width"] == 128
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_composed_configurations_are_plain():
+    def check(node):
+        assert type(node) in (dict, list, str, int, float, bool, type(None))
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            check(child)
+
+    check(compose_config("train"))
+
+
+def test_counting_leaves_frozen_parameters_out():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    assert count_parameters(model) == 4
