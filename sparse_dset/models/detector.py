@@ -179,7 +179,7 @@ class Detector(nn.Module):
         return predict(self, images, threshold, **options)
 
     def load_rtdetr(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads a released RT-DETRv2 checkpoint; experts start as copies of its feed-forward layers.
+        """Loads a released RT-DETRv2 checkpoint; experts start as copies of its dense layers.
 
         Parts that RT-DETRv2 lacks (the pruner, routers, training-only heads) stay as they are.
 

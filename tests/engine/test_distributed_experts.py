@@ -25,7 +25,7 @@ SCRIPT = textwrap.dedent(
     model = build_detector(
         "nano",
         2,
-        [f"model.encoder.moe={moe}", f"model.decoder.moe={moe}", "model.decoder.background=learned"],
+        [f"model.{p}.moe={moe}" for p in ("encoder", "decoder")] + ["model.decoder.background=learned"],
         pretrained=False,
     )
     network = DistributedDataParallel(model)
@@ -37,7 +37,8 @@ SCRIPT = textwrap.dedent(
                 if name.endswith("router.bias"):
                     parameter.copy_(100.0 * torch.eye(4)[rank])
         boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2]])[: 0 if rank == 1 and step == 1 else 1]
-        target = {"labels": torch.zeros(len(boxes), dtype=torch.long), "boxes": boxes, "image_id": 1}
+        labels = torch.zeros(len(boxes), dtype=torch.long)
+        target = {"labels": labels, "boxes": boxes, "image_id": 1}
         kept = [torch.ones(1, n, n, dtype=torch.bool) for n in (8, 4, 2)]
         if rank == 1 and step == 2:
             kept = [torch.zeros_like(mask) for mask in kept]
