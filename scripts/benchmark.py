@@ -65,7 +65,7 @@ def _report(folder: Path, setup: dict[str, Any]) -> None:
     (folder / "table.md").write_text(table, encoding="utf-8")
     height, width = setup["size"]
     title = f"{setup['model']}, {height}x{width}, batch of {setup['batch_size']}, "
-    title += f"{setup['device']}, {setup['threads']} threads"
+    title += f"{setup['device']}, CPU threads: {setup['threads']}"
     plot_results(rows, folder / "plot.png", title=title)
     print(f"rows, table and plot: {folder}")
 

@@ -37,6 +37,8 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.threads)
     record = load_checkpoint(cfg.checkpoint)["config"]
     model = load_detector(cfg.checkpoint)
+    execution = cfg.execution or model.execution
+    keep_ratio = cfg.pruner.keep_ratio or record["pruner"]["keep_ratio"]
     asked = check_config(cfg).get("data")
     dataset = open_validation_set(asked or record["data"], cfg.size, record["model"]["class_names"])
     with process_group(cfg.device) as device, use_backend(cfg.ops.backend):
@@ -44,7 +46,7 @@ def main(cfg: DictConfig) -> None:
             model.to(device),
             evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers),
             dataset,
-            execution=cfg.execution,
+            execution=execution,
             keep_ratio=cfg.pruner.keep_ratio,
             device=device,
             amp=cfg.amp,
@@ -54,17 +56,17 @@ def main(cfg: DictConfig) -> None:
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "checkpoint": cfg.checkpoint,
             "data": str(dataset.annotations),
-            "execution": cfg.execution or model.execution,
-            "keep_ratio": cfg.pruner.keep_ratio or record["pruner"]["keep_ratio"],
+            "execution": execution,
+            "keep_ratio": 1.0 if execution == "dense" else keep_ratio,
             "amp": cfg.amp,
             "metrics": metrics,
-            "backend": resolve_backend("auto", device),
+            "backend": resolve_backend(model.backend, device),
             "environment": environment(device),
             "config": record,
         }
         if is_main():
             append_row(Path(cfg.output_dir) / "results.jsonl", row)
-            print(f"{cfg.checkpoint}: {row['execution']}, keep ratio {row['keep_ratio']}\n")
+            print(f"{cfg.checkpoint}: {execution}, keep ratio {row['keep_ratio']:g}\n")
             shown = [(name, f"{value:.4g}") for name, value in metrics.items()]
             print(markdown_table(["metric", "value"], shown))
 

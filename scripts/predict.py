@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from sparse_dset import load_detector
 from sparse_dset.analysis.visualize import draw_detections
+from sparse_dset.config import check_command_line
 from sparse_dset.data.images import read_image
 from sparse_dset.engine.loggers import append_row
 
@@ -60,4 +61,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    check_command_line("predict")
     main()

@@ -11,7 +11,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from sparse_dset.config import build_from_config, check_config
+from sparse_dset.config import build_from_config, check_command_line, check_config
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.data.transforms import Mosaic
 from sparse_dset.engine import distributed
@@ -67,4 +67,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    check_command_line("train")
     main()

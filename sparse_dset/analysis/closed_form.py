@@ -245,8 +245,9 @@ def _decoder(
 
     flops = _linear(rows, decoder["in_channels"], width)
     flops += _linear(rows, width, width, num_classes)  # scores of all rows,
-    flops += box_head  # boxes of the selected ones
+    lean = decoder["lean_heads"]
+    flops += box_head if lean else _linear(rows, width, width, width, 4)
     flops += num_layers * layer
-    flops += _linear(places, width, num_classes)  # classes, by the last layer alone
+    flops += (1 if lean else num_layers) * _linear(places, width, num_classes)
     sampling = num_layers * 2 * 4 * places * samples * (width // decoder["num_heads"])
     return flops, sampling

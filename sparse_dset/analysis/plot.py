@@ -13,6 +13,8 @@ from matplotlib.patheffects import withStroke
 
 from sparse_dset.analysis.table import Row, latest
 
+_Point = tuple[float, float, Row]
+
 
 @dataclass(frozen=True)
 class _Style:
@@ -86,23 +88,30 @@ def plot_results(rows: Sequence[Row], path: str | Path, *, title: str = "") -> N
 
 
 def _draw_panel(axes: Axes, rows: Sequence[Row], x: str, y: str) -> None:
-    for execution in dict.fromkeys(row["execution"] for row in rows):
-        own = [row for row in rows if row["execution"] == execution]
-        points = [(_VALUES[x](row), _VALUES[y](row), row) for row in own]
-        _draw_line(axes, execution, [p for p in points if None not in p[:2]], x)
+    points = _points(rows, x, y)
+    for execution in dict.fromkeys(row["execution"] for _, _, row in points):
+        _draw_line(axes, execution, [p for p in points if p[2]["execution"] == execution], x)
     axes.set_xlabel(_LABELS[x])
     axes.set_ylabel(_LABELS[y])
-    axes.margins(0.08)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    # From zero, so that lengths can be compared; the room above is for stars and labels.
+    axes.set_xlim(0, 1.1 * max(point[0] for point in points))
+    axes.set_ylim(0, 1.1 * max(point[1] for point in points) or 1.0)
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_line(axes: Axes, execution: str, points: Sequence[Any], x: str) -> None:
-    if not points:
-        return
+def _points(rows: Sequence[Row], x: str, y: str) -> list[_Point]:
+    """The rows that have both values."""
+    points = []
+    for row in rows:
+        at_x, at_y = _VALUES[x](row), _VALUES[y](row)
+        if at_x is not None and at_y is not None:
+            points.append((at_x, at_y, row))
+    return points
+
+
+def _draw_line(axes: Axes, execution: str, points: Sequence[_Point], x: str) -> None:
     style = _STYLES[execution]
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     look: dict[str, Any] = {"color": style.color, "marker": style.marker, "label": execution}

@@ -46,11 +46,11 @@ def place_rtdetr(released: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict
             continue
         if target != name:
             tensor = tensor.unsqueeze(0).expand(len(own[target]), *tensor.shape)
+        filled.add(target)
         if tensor.shape != own[target].shape:
             problems.append(f"{name}: shape {tuple(tensor.shape)}, here {tuple(own[target].shape)}")
             continue
         placed[target] = tensor
-        filled.add(target)
     problems += [
         f"{name}: missing from the file"
         for name in own

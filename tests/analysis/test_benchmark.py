@@ -165,6 +165,7 @@ class Stub(nn.Module):
             pred_logits=logits + wrong,
             pred_boxes=torch.full((batch, 4, 4), 0.5),
             num_kept=kept,
+            backend="reference",
             num_tokens=tokens,
         )
 
@@ -235,8 +236,8 @@ def test_the_first_arm_must_be_dense() -> None:
 
 def test_a_real_detector_is_measured() -> None:
     model = build_detector("nano", num_classes=3, pretrained=False)
-    arms = plan_arms(["dense", "dense_scatter", "sparse"], [0.3, 1.0])
-    rows = measure(model, torch.rand(2, 3, 64, 96), arms, warmup=1, repeats=2)
+    arms = plan_arms(["dense", "dense_scatter", "sparse"], [0.3])
+    rows = measure(model, torch.rand(2, 3, 64, 96), arms, warmup=1, repeats=1)
     kept = {f"{r['execution']}@{r['keep_ratio']}": r["kept"] for r in rows}
     third = pytest.approx(1 / 3)
     assert kept["sparse@0.3"] == {"s3": third, "s4": third, "s5": third}
@@ -339,14 +340,12 @@ def test_the_script_writes_rows_table_and_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     options = ["model=nano", "size=[64,96]", "warmup=1", "repeats=1", f"output_dir={tmp_path}"]
-    run_script(monkeypatch, "benchmark.py", *options, "keep_ratios=[0.5,1]")
+    run_script(monkeypatch, "benchmark.py", *options, "keep_ratios=[0.5]")
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [(r["execution"], r["keep_ratio"]) for r in rows] == [
         ("dense", 1.0),
         ("dense_scatter", 0.5),
-        ("dense_scatter", 1.0),
         ("sparse", 0.5),
-        ("sparse", 1.0),
     ]
     assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
     assert (tmp_path / "plot.png").stat().st_size > 10_000
@@ -354,8 +353,8 @@ def test_the_script_writes_rows_table_and_plot(
     run_script(
         monkeypatch, "benchmark.py", "-m", *options, "execution=dense,sparse", "pruner.keep_ratio=1"
     )
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 7
-    assert (tmp_path / "table.md").read_text().count("\n|") == 6  # rule and five arms
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 5
+    assert (tmp_path / "table.md").read_text().count("\n|") == 5  # rule and four arms
 
 
 def save_nano(path: Path, data: dict[str, Any]) -> None:

@@ -30,7 +30,8 @@ class DecoderOutput:
     """What the decoder predicts.
 
     Attributes:
-        layers: predictions of the decoder layers, first to last; in evaluation the last one only.
+        layers: predictions of the decoder layers, first to last; with lean heads, in evaluation,
+            the last one only.
         encoder: the scores and boxes of the selected queries before the first layer.
         query_mask: bool ``[B, Q]``, True = a real query.
         denoising: predictions for the denoising queries, or None.
@@ -103,6 +104,9 @@ class Decoder(QuerySelection):
         background: what samples read at pruned sites: "zero" (as in a zero-filled map) or
             "learned" (a feature vector per level).
         moe: experts of the feed-forward parts, None for dense ones.
+        lean_heads: in evaluation, run the first box head on the selected queries instead of every
+            token, and class heads after the last layer only. The outputs are the same; False costs
+            what RT-DETRv2 costs as published.
     """
 
     def __init__(
@@ -121,8 +125,9 @@ class Decoder(QuerySelection):
         box_noise_scale: float = 1.0,
         background: str = "zero",
         moe: MoEConfig | None = None,
+        lean_heads: bool = False,
     ) -> None:
-        super().__init__(width, num_classes, num_queries)
+        super().__init__(width, num_classes, num_queries, lean_heads)
         if background not in ("zero", "learned"):
             raise ValueError(f'decoder background must be "zero" or "learned", got {background!r}')
         self.num_classes = num_classes
@@ -249,7 +254,7 @@ class Decoder(QuerySelection):
             )
             stats += [router] if router is not None else []
             delta = at_least_float32(self.dec_bbox_head[i](target))
-            if self.training or i == last:
+            if i == last or self.training or not self.lean_heads:
                 logits = at_least_float32(self.dec_score_head[i](target))
                 logits = logits.masked_fill(~mask.unsqueeze(-1), NO_QUERY_LOGIT)
                 refined = torch.sigmoid(delta + torch.logit(connected, eps=1e-5))

@@ -83,9 +83,12 @@ class QuerySelection(nn.Module):
     Its parameters stand in the decoder itself, under RT-DETR's names.
     """
 
-    def __init__(self, width: int, num_classes: int, num_queries: int) -> None:
+    def __init__(
+        self, width: int, num_classes: int, num_queries: int, lean_heads: bool = False
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
+        self.lean_heads = lean_heads
         self.enc_output = ProjectedNorm(width)
         self.enc_score_head = nn.Linear(width, num_classes)
         self.enc_bbox_head = MLP(width, width, width, 4)
@@ -106,7 +109,11 @@ class QuerySelection(nn.Module):
         mask = exists.gather(1, chosen)
         index = memory.table.gather(1, chosen)
         content = take_rows(rows, index)
-        boxes = at_least_float32(self.enc_bbox_head(content))
+        if self.training or self.lean_heads:
+            boxes = self.enc_bbox_head(content)
+        else:
+            boxes = take_rows(self.enc_bbox_head(rows), index)
+        boxes = at_least_float32(boxes)
         boxes = boxes + take_rows(anchors.unact, index).to(boxes.dtype)
         hidden = ~mask.unsqueeze(-1)
         return Queries(

@@ -45,6 +45,6 @@ def test_without_padding_nothing_changes():
 
 def test_a_backbone_with_other_sizes_is_refused():
     pixels = torch.ones(1, 64, 64, dtype=torch.bool)
-    odd = nn.Sequential(nn.Conv2d(3, 4, 3, stride=3), nn.Conv2d(4, 4, 3))
+    odd = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
     with padding_stays_zero(pixels), pytest.raises(ValueError, match="cannot take padded batches"):
         odd(torch.randn(1, 3, 64, 64))

