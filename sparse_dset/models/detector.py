@@ -119,7 +119,8 @@ class Detector(nn.Module):
                 in [0, 1] of the image without padding); gives ``losses``.
             padding_mask: bool ``[B, H, W]``, True = padding, at the right and bottom only. What is
                 predicted for an image does not depend on its padding.
-            execution: one of ``EXECUTIONS``; None: the detector's own.
+            execution: one of ``EXECUTIONS``; None: the detector's own. "dense" keeps every token,
+                whatever ``keep_ratio`` and ``kept`` say.
             keep_ratio: in (0, 1], instead of the configured one.
             kept: forces the kept tokens: bool ``[B, H_l, W_l]`` per level, finest first, nested.
             progress: in [0, 1], how far pruning is on its way from keeping all (0) to its target.

@@ -45,7 +45,7 @@ def _built(name: str, overrides: tuple[str, ...]) -> Detector:
 
 @pytest.fixture(scope="session")
 def make_detector() -> Callable[..., Detector]:
-    """``make_detector(name, *overrides, dtype=float64)``: a fresh copy, in evaluation, 3 classes."""
+    """``make_detector(name, *overrides, dtype=float64)``: a fresh copy in evaluation."""
 
     def make(name: str = "nano", *overrides: str, dtype: torch.dtype = torch.float64) -> Detector:
         return copy.deepcopy(_built(name, overrides)).to(dtype)

@@ -241,12 +241,13 @@ def test_off_square_images_keep_their_axes(size, make_detector):
 
 
 @torch.no_grad()
-def test_a_bright_spot_changes_the_score_of_its_cell(make_detector):
+def test_a_bright_spot_changes_the_scores_around_it(make_detector):
     images = torch.full((2, 3, 64, 320), 0.5, dtype=torch.float64)
     images[1, :, 2:10, 284:292] = 1.0  # at x = 0.9, y = 0.1
     scores = make_detector()(images).token_scores
     change = (scores[1] - scores[0]).abs()
-    assert divmod(int(change.argmax()), change.shape[1]) == (0, 8)
+    y, x = divmod(int(change.argmax()), change.shape[1])
+    assert (y, x) in [(0, 8), (0, 9)]  # cells next to it see it too
 
 
 def test_an_empty_batch_of_objects_trains(make_detector, make_targets):

@@ -118,3 +118,13 @@ def test_padding_elsewhere_is_refused(side, make_detector):
         mask[1, 20:30, 20:30] = True
     with pytest.raises(ValueError, match="image 1 of the batch is not a border on the right"):
         make_detector()(torch.rand(2, 3, 64, 64, dtype=torch.float64), padding_mask=mask)
+
+
+def test_the_backbones_features_are_zero_in_the_padding(make_detector):
+    model, seen = make_detector(), []
+    model.pruner.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[:2]))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 45, 83, dtype=torch.float64))
+    for feature, valid in zip(*seen, strict=True):
+        assert not feature.movedim(1, -1)[~valid].any()
+        assert feature.movedim(1, -1)[valid].any()

@@ -26,7 +26,9 @@ def _blank(*overrides):
     return build_detector("nano", 3, overrides, pretrained=False).double().eval()
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"ema": {"module": s}}, lambda s: {"model": s}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"ema": {"module": s}}, lambda s: {"model": s}]
+)
 def test_all_tensors_are_taken(wrap, dense):
     model = _blank()
     released = _released(dense)

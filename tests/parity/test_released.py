@@ -60,7 +60,8 @@ def _compare(root, name, size, dtype):
 @pytest.mark.parametrize("name", ["r18", "r50"])
 def test_names_and_shapes_are_all_taken(name, reference_root):
     shapes = _shapes(reference_root, name)
-    own = {k: list(v.shape) for k, v in build_detector(name, 80, pretrained=False).state_dict().items()}
+    model = build_detector(name, 80, pretrained=False)
+    own = {k: list(v.shape) for k, v in model.state_dict().items()}
     derived = {"decoder.anchors", "decoder.valid_mask"}
     assert {k: v for k, v in shapes.items() if k not in derived} == {
         k: v for k, v in own.items() if k.startswith(FILLED)

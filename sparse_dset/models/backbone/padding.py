@@ -17,7 +17,8 @@ class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a functio
 
     A padded image then gives, inside, what it gives alone: a convolution pads its input with zeros,
     and biases and normalisation would fill the padding with something else after the first layer.
-    Works for any backbone without a change to it.
+    Works for convolutional backbones without a change to them; attention or pooling over the whole
+    image would still see the padding.
 
     Args:
         pixel_mask: bool ``[B, H, W]``, True = part of the image.

@@ -15,17 +15,26 @@ def _inputs(decoder, batch=2):
 
 
 def _decoder(**arguments):
-    return Decoder(3, 16, width=16, num_heads=2, ffn_dim=24, num_layers=3, num_queries=10, **arguments)
+    sizes = {"width": 16, "num_heads": 2, "ffn_dim": 24, "num_layers": 3, "num_queries": 10}
+    return Decoder(3, 16, **sizes, **arguments)
 
 
-def test_lean_heads_give_the_last_layer_only_in_evaluation():
-    decoder = _decoder(lean_heads=True).eval()
-    output = decoder(*_inputs(decoder))
-    assert len(output.layers) == 1
-    assert output.layers[0].logits.shape == (2, 10, 3)
-    assert output.layers[0].boxes.shape == (2, 10, 4)
-    assert output.denoising is None
-    assert output.router_stats == ()
+@pytest.mark.parametrize("background", ["zero", "learned"])
+def test_lean_heads_leave_out_what_nobody_reads(background):
+    decoder = _decoder(background=background).eval()
+    memory, geometry = _inputs(decoder)
+    with torch.no_grad():
+        full = decoder(memory, geometry)
+        decoder.lean_heads = True
+        lean = decoder(memory, geometry)
+    assert (len(full.layers), len(lean.layers)) == (3, 1)
+    assert lean.layers[0].logits.shape == (2, 10, 3)
+    assert lean.layers[0].boxes.shape == (2, 10, 4)
+    torch.testing.assert_close(lean.layers[0].logits, full.layers[-1].logits)
+    torch.testing.assert_close(lean.layers[0].boxes, full.layers[-1].boxes)
+    torch.testing.assert_close(lean.encoder.boxes, full.encoder.boxes)
+    assert lean.denoising is None
+    assert lean.router_stats == ()
 
 
 def test_training_gives_all_layers_and_the_denoising_queries(make_targets):

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparse_dset import build_detector
+from sparse_dset.ops import available_backends
+
+
+@pytest.mark.skipif(bool(available_backends()["spconv"]), reason="spconv cannot run here")
+def test_spconv_carries_the_sparse_execution() -> None:
+    plain = build_detector("nano", 3, pretrained=False)
+    other = build_detector("nano", 3, ["ops.backend=spconv"], pretrained=False)
+    other.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 64, 128)
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.3]])
+    targets = [{"labels": torch.tensor([1]), "boxes": boxes, "image_id": i} for i in range(2)]
+    outputs = []
+    for model in (plain, other):
+        torch.manual_seed(1)
+        out = model(images, targets, execution="sparse", keep_ratio=0.5)
+        sum(out.losses.values()).backward()
+        outputs.append(out)
+    assert [out.backend for out in outputs] == ["reference", "spconv"]
+    torch.testing.assert_close(outputs[0].pred_boxes, outputs[1].pred_boxes, rtol=0, atol=1e-4)
+    for (name, a), b in zip(plain.named_parameters(), other.parameters(), strict=True):
+        if a.grad is not None:
+            scale = a.grad.abs().max().clamp(min=1.0)
+            assert (a.grad - b.grad).abs().max() <= 1e-3 * scale, name
+
+
+def test_unknown_backend_is_named() -> None:
+    model = build_detector("nano", 3, ["ops.backend=tpu"], pretrained=False)
+    with pytest.raises(ValueError, match="tpu"):
+        model(torch.rand(1, 3, 64, 64))
