@@ -45,10 +45,9 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             try:
-                cfg = compose(name, overrides=list(overrides))
-            except HydraException as error:
+                return check_config(compose(name, overrides=list(overrides)))
+            except (HydraException, OmegaConfBaseException) as error:
                 raise ValueError(_explain(error, name, overrides)) from error
-            return check_config(cfg)
     finally:
         GlobalHydra.instance().hydra = outer
 

@@ -99,3 +99,8 @@ def test_composed_configurations_are_plain():
         assert type(node) in (dict, list, str, int, float, bool, type(None))
         if isinstance(node, (dict, list)):
             nodes += node.values() if isinstance(node, dict) else node
+
+
+def test_a_missing_root_is_named():
+    with pytest.raises(ValueError, match=r"data\.root"):
+        compose_config("train", ["data=coco"])
