@@ -21,11 +21,12 @@ SCRIPT = textwrap.dedent(
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(0)
+    learned = "model.decoder.background=learned"
     moe = "{_target_: sparse_dset.models.moe.MoEConfig, num_experts: 4, top_k: 1}"
     model = build_detector(
         "nano",
         2,
-        [f"model.{p}.moe={moe}" for p in ("encoder", "decoder")] + ["model.decoder.background=learned"],
+        [*(f"model.{part}.moe={moe}" for part in ("encoder", "decoder")), learned],
         pretrained=False,
     )
     network = DistributedDataParallel(model)
