@@ -20,9 +20,14 @@ from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import check_keep_ratio
 
 _PACKAGE = Path(__file__).resolve().parent
-OmegaConf.register_new_resolver(
-    "package_file", lambda path: str(_PACKAGE / path), replace=True
-)  # ${package_file:weights/x.pt}: a file that is installed with the package
+
+
+def package_file(path: str) -> str:
+    """Returns where a file of the package lies; in conf: ``${package_file:weights/x.pt}``."""
+    return str(_PACKAGE / path)
+
+
+OmegaConf.register_new_resolver("package_file", package_file, replace=True)
 
 
 def config_dir() -> Path:

@@ -89,6 +89,7 @@ def _cells(row: Row, class_name: str) -> dict[str, str]:
         "AP": _percent(metrics.get("AP")),
         "AP50": _percent(metrics.get("AP50")),
         f"{class_name} AP": _percent(metrics.get(f"AP/{class_name}")),
+        f"{class_name} AP50": _percent(metrics.get(f"AP50/{class_name}")),
         "GFLOPs": f"{row['gflops']['total']:.2f}" if "gflops" in row else MISSING,
         "saved %": _percent(row.get("gflops_saved")),
         "latency ms": MISSING if latency is None else _latency_text(latency),
