@@ -32,8 +32,9 @@ setup-test: $(VENV)/.ready-test
 
 demo: setup
 	@echo; echo "== 1/3  Drawing a data set of road scenes"
-	$(RUN) -m sparse_dset.data.synthetic --root $(OUT)/data --train 240 --val 80
+	$(RUN) -m sparse_dset.data.synthetic --root $(OUT)/data --train 160 --val 80
 	@echo; echo "== 2/3  A minute of further training of the checkpoint that ships with the project"
+	rm -rf $(OUT)/train
 	$(RUN) scripts/train.py experiment=demo train.output_dir=$(OUT)/train data.root=$(OUT)/data
 	@echo; echo "== 3/3  Dense against sparse, over keep ratios, on the same weights and images"
 	$(RUN) scripts/benchmark.py checkpoint=sparse_dset/weights/nano_roads.pt data=synthetic data.root=$(OUT)/data \
