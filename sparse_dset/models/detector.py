@@ -182,8 +182,8 @@ class Detector(nn.Module):
     def load_rtdetr(self, state_dict: Mapping[str, Any]) -> None:
         """Loads a released RT-DETRv2 checkpoint; experts start as copies of its dense layers.
 
-        Parts that RT-DETRv2 lacks (the pruner, routers, training-only heads) stay as they are: until
-        the pruner is trained, "dense" is the execution that detects.
+        Parts that RT-DETRv2 lacks (the pruner, routers, training-only heads) stay as they are:
+        until the pruner is trained, "dense" is the execution that detects.
 
         Raises:
             ValueError: names or shapes that do not fit, all of them listed.
