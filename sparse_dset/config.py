@@ -12,7 +12,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -119,7 +119,11 @@ def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Det
     model = dict(cfg["model"])
     if not pretrained and "weights" in model["backbone"]:
         model["backbone"] = {**model["backbone"], "weights": None}
-    return hydra.utils.instantiate(model, _convert_="all")
+    try:
+        return hydra.utils.instantiate(model, _convert_="all")
+    except InstantiationException as error:
+        # What the constructor said is clearer than where hydra was when it said it.
+        raise error.__cause__ if isinstance(error.__cause__, ValueError | ImportError) else error
 
 
 def build_detector(

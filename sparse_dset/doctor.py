@@ -9,7 +9,7 @@ from importlib import metadata
 
 import torch
 
-from sparse_dset.ops import available_backends, resolve_backend, sparse_conv2d
+from sparse_dset.ops import backend_problems, resolve_backend, sparse_conv2d
 from sparse_dset.structures import Support
 
 _PACKAGES = (
@@ -63,7 +63,7 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"\nBackends of sparse_conv2d on {device}")
     failed = False
-    for name, reason in available_backends().items():
+    for name, reason in backend_problems().items():
         status = backend_status(name, reason, device)
         failed |= status.startswith("yes") and float(status.split()[-1]) > 1e-3
         print(f"  {name:34} {status}")

@@ -30,7 +30,7 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
         float32 ``[...]`` in [0, 1]; 0 where both boxes have no area.
     """
     intersection, union, _ = _areas(first, second)
-    return intersection / union.clamp(min=_EPS**2)
+    return (intersection / union.clamp(min=_EPS**2)).clamp(max=1.0)  # rounding of tiny boxes
 
 
 def box_giou(first: Tensor, second: Tensor) -> Tensor:

@@ -36,22 +36,22 @@ def pad_targets(
     """Checks the targets of a batch and pads them.
 
     Args:
-        targets: one mapping per image with ``labels`` int64 [G], ``boxes`` [G, 4] cxcywh and
-            ``image_id``.
+        targets: one mapping per image with ``labels`` int64 [G], ``boxes`` [G, 4] cxcywh in [0, 1]
+            and, for messages, ``image_id``.
         num_classes: K; labels must be in 0..K-1.
         device: where the result is to lie.
 
     Raises:
-        ValueError: labels and boxes of different lengths, a label out of range, or a box that is
-            not finite or has no area. The message names the image.
+        ValueError: labels and boxes of different lengths, a label that is no integer in range, or
+            a box that is not finite, has no area or is in pixels. The message names the image.
     """
-    for target in targets:
-        _check_shapes(target)
+    image_ids = [target.get("image_id", f"{i} of the batch") for i, target in enumerate(targets)]
+    for target, image_id in zip(targets, image_ids, strict=True):
+        _check_shapes(target, image_id)
     labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
     boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
     counts = torch.tensor([len(target["labels"]) for target in targets], device=labels.device)
     mask = torch.arange(labels.shape[1], device=labels.device) < counts[:, None]
-    image_ids = [target["image_id"] for target in targets]
     _check_labels(labels, mask, num_classes, image_ids)
     _check_boxes(boxes, mask, image_ids)
     num_boxes = sum(len(target["labels"]) for target in targets)
@@ -63,11 +63,13 @@ def pad_targets(
     )
 
 
-def _check_shapes(target: Mapping[str, Any]) -> None:
+def _check_shapes(target: Mapping[str, Any], image_id: Any) -> None:
     labels, boxes = target["labels"], target["boxes"]
+    if labels.is_floating_point():
+        raise ValueError(f"image {image_id}: labels must be integers, got {labels.dtype}")
     if labels.dim() != 1 or boxes.shape != (len(labels), 4):
         raise ValueError(
-            f"image {target['image_id']}: labels must be [G] and boxes [G, 4] with the same G, "
+            f"image {image_id}: labels must be [G] and boxes [G, 4] with the same G, "
             f"got {tuple(labels.shape)} and {tuple(boxes.shape)}"
         )
 
@@ -90,6 +92,14 @@ def _check_boxes(boxes: Tensor, mask: Tensor, image_ids: list[Any]) -> None:
         raise ValueError(
             f"image {image_ids[image]}: box {boxes[image, slot].tolist()} (cxcywh) must be finite "
             "with width and height above 0; drop it when the data are loaded"
+        )
+    # A clipped box ends at 1; far beyond it are pixels.
+    bad = (mask & (boxes > 1.5).any(dim=-1)).nonzero()
+    if len(bad):
+        image, slot = bad[0].tolist()
+        raise ValueError(
+            f"image {image_ids[image]}: box {boxes[image, slot].tolist()} must be cxcywh in "
+            "[0, 1]; divide pixels by the image's width and height"
         )
 
 

@@ -19,7 +19,6 @@ from sparse_dset.models.geometry import Geometry, pad_batch
 from sparse_dset.models.layers import FeatureMap
 from sparse_dset.models.predict import Detections, Picture, predict
 from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
-from sparse_dset.models.pruner.scorer import level_index
 from sparse_dset.models.rtdetr_names import place_rtdetr
 from sparse_dset.ops import resolve_backend, use_backend
 from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested
@@ -93,6 +92,7 @@ class Detector(nn.Module):
         self.class_names = tuple(class_names or map(str, range(num_classes)))
         self.image_size = tuple(image_size)
         self.execution = _check_execution(execution)
+        resolve_backend(backend, "cpu")  # an unknown or missing one is an error now
         self.backend = backend
         self.backbone = backbone
         self.pruner = pruner(backbone.out_channels)
@@ -129,7 +129,8 @@ class Detector(nn.Module):
             ValueError: an argument is out of range or has another shape than expected.
         """
         execution = _check_execution(execution or self.execution)
-        selector = self._selector(keep_ratio, progress)
+        if targets is not None and len(targets) != len(images):
+            raise ValueError(f"{len(targets)} targets were given for {len(images)} images")
         images, geometry = pad_batch(images, padding_mask)
         valid = geometry.valid_masks()
         padded_targets = (
@@ -139,7 +140,7 @@ class Detector(nn.Module):
         features = self._extract(images, geometry)
         decision = None
         if padded_targets is not None or (execution != "dense" and kept is None):
-            decision = self.pruner(features, valid, selector)
+            decision = self.pruner(features, valid, self._selector(execution, keep_ratio, progress))
         kept_masks = self._kept(execution, decision, kept, valid)
         if decision is not None and kept is None and execution != "dense":
             features = [self.pruner.gated(f, decision.token_scores) for f in features]
@@ -151,7 +152,7 @@ class Detector(nn.Module):
             if execution == "dense_scatter":
                 maps = _scatter(maps, valid, geometry)
             maps = self.encoder.fuse(maps)
-        memory = self.decoder.read(maps, valid if geometry.padded else None)
+        memory = self.decoder.read(maps)
         output = self.decoder(memory, geometry, padded_targets)
 
         losses = {}
@@ -190,11 +191,11 @@ class Detector(nn.Module):
         """
         self.load_state_dict(place_rtdetr(state_dict, self.state_dict()), strict=True)
 
-    def _selector(self, keep_ratio: float | None, progress: float) -> TokenSelector:
+    def _selector(self, execution: str, keep_ratio: float | None, progress: float) -> TokenSelector:
         if not 0.0 <= progress <= 1.0:
             raise ValueError(f"progress must be in [0, 1], got {progress}")
         selector = self.pruner.selector
-        if keep_ratio is not None:
+        if keep_ratio is not None and execution != "dense":
             selector = selector.with_keep_ratio(keep_ratio)
         return selector.relaxed(progress)
 
@@ -226,7 +227,7 @@ class Detector(nn.Module):
             assert decision is not None
             masks = decision.kept
         if execution == "dense_scatter":
-            pruned = {level_index(name) for name in self.pruner.scatter_levels}
+            pruned = self.pruner.scatter_levels
             levels = enumerate(zip(masks, valid, strict=True))
             return tuple(m if i in pruned else v for i, (m, v) in levels)
         return masks
@@ -243,22 +244,18 @@ class Detector(nn.Module):
         if execution == "sparse":
             return [SparseMap.from_dense(f, Support.from_mask(m)) for f, m in zip(features, kept)]
         if execution == "masked":
-            return [MaskedMap.from_dense(f, Support.from_mask(m)) for f, m in zip(features, kept)]
-        maps = _as_dense(features, valid, geometry)
+            return _masked(features, kept)
+        maps: list[FeatureMap] = list(features)
+        if geometry.padded:
+            maps = _masked(features, valid)
         if execution == "dense_scatter":
-            for name in self.pruner.scatter_levels:
-                i = level_index(name)
+            for i in self.pruner.scatter_levels:
                 maps[i] = SparseMap.from_dense(features[i], Support.from_mask(kept[i]))
         return maps
 
 
-def _as_dense(
-    tensors: Sequence[Tensor], valid: Sequence[Tensor], geometry: Geometry
-) -> list[FeatureMap]:
-    """Marks the padding of dense maps, where there is any."""
-    if not geometry.padded:
-        return list(tensors)
-    return [MaskedMap.from_dense(t, Support.from_mask(v)) for t, v in zip(tensors, valid)]
+def _masked(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> list[FeatureMap]:
+    return [MaskedMap.from_dense(t, Support.from_mask(m)) for t, m in zip(tensors, masks)]
 
 
 def _scatter(
@@ -266,7 +263,7 @@ def _scatter(
 ) -> list[FeatureMap]:
     """Scatters pruned levels back into zero-filled dense maps: where DSET loses its savings."""
     tensors = [m if isinstance(m, Tensor) else m.to_dense() for m in maps]
-    return _as_dense(tensors, valid, geometry)
+    return _masked(tensors, valid) if geometry.padded else list(tensors)
 
 
 def _check_execution(execution: str) -> str:

@@ -54,10 +54,8 @@ def _top_left(sizes: Tensor, height: int, width: int) -> Tensor:
     return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None, :]
 
 
-def pad_batch(
-    images: Tensor, padding_mask: Tensor | None, divisor: int = STRIDES[-1]
-) -> tuple[Tensor, Geometry]:
-    """Pads a batch on the right and bottom to a multiple of ``divisor`` and finds the images in it.
+def pad_batch(images: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Geometry]:
+    """Pads a batch on the right and bottom to multiples of 32 and finds the images in it.
 
     Args:
         images: ``[B, 3, H, W]``.
@@ -90,7 +88,7 @@ def pad_batch(
                 f"padding_mask of image {int(bad[0])} of the batch is not a border on the right "
                 "and bottom; other padding is not supported"
             )
-    bottom, right = -height % divisor, -width % divisor
+    bottom, right = -height % STRIDES[-1], -width % STRIDES[-1]
     images = F.pad(images, (0, right, 0, bottom))
     size = (height + bottom, width + right)
     smaller = padding_mask is not None and bool(padding_mask.any())

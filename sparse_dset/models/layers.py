@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one too
 from torchvision.ops import FrozenBatchNorm2d
 
 from sparse_dset.ops import sparse_conv2d
@@ -36,7 +37,7 @@ def conv2d(
     target = x.support if stride == 1 else _support_of(onto)
     if isinstance(x, MaskedMap):
         return MaskedMap.from_dense(F.conv2d(x.tensor, weight, bias, stride, padding), target)
-    if weight.shape[-1] == 1:
+    if weight.shape[-1] == 1 and stride == 1:
         return x.with_features(F.linear(x.features, weight.flatten(1), bias))
     return SparseMap(sparse_conv2d(x.features, weight, bias, x.support, stride, target), target)
 
@@ -79,7 +80,7 @@ def batch_norm(x: FeatureMap, norm: nn.Module) -> FeatureMap:
 
 
 def _normalise_rows(rows: Tensor, norm: nn.Module) -> Tensor:
-    if len(rows) < 2 and norm.training and isinstance(norm, nn.BatchNorm2d):
+    if len(rows) < 2 and norm.training and isinstance(norm, _BatchNorm):
         # One row has no variance: the running statistics stand in.
         return F.batch_norm(
             rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
@@ -130,7 +131,7 @@ class ConvNormLayer(nn.Module):
         return weight, norm.bias - norm.running_mean * scale
 
     def forward(self, x: FeatureMap, onto: FeatureMap | None = None) -> FeatureMap:
-        if self.norm.training and isinstance(self.norm, nn.BatchNorm2d):
+        if self.norm.training and isinstance(self.norm, _BatchNorm):
             x = conv2d(x, self.conv.weight, stride=self.stride, onto=onto)
             x = batch_norm(x, self.norm)
         else:

@@ -56,12 +56,12 @@ def predict(
         ImageReadError: a file cannot be read; the message names it.
         ValueError: the threshold is out of range, or ``images`` is a single path.
     """
-    if isinstance(images, (str, Path, Tensor)):
+    if isinstance(images, (str, Path, Image.Image, Tensor)):
         raise ValueError("predict takes a list of images; write predict([image])")
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     device = next(model.parameters()).device
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         return [
@@ -72,7 +72,8 @@ def predict(
             )
         ]
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _detect(
@@ -84,8 +85,9 @@ def _detect(
 ) -> Iterator[Detections]:
     tensors = [_to_tensor(picture) for picture in pictures]
     sizes = [(t.shape[-2], t.shape[-1]) for t in tensors]
-    batch = torch.stack([F.resize(t, list(model.image_size)) for t in tensors]).to(device)
-    out = model(F.to_dtype(batch, torch.float32, scale=True), **options)
+    resized = [F.resize(t, list(model.image_size)) for t in tensors]
+    batch = torch.stack([F.to_dtype(t, torch.float32, scale=True) for t in resized]).to(device)
+    out = model(batch, **options)
     selected = select_detections(out.pred_logits, out.pred_boxes, sizes, query_mask=out.query_mask)
     for one, kept in zip(selected, out.kept[-1], strict=True):
         count = int((one["scores"] >= threshold).sum())

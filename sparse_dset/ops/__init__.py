@@ -5,6 +5,7 @@ from sparse_dset.ops.deform_attn import dense_deform_attn, sparse_deform_attn
 from sparse_dset.ops.segment import segment_mean, segment_sum
 from sparse_dset.ops.sparse_conv import (
     available_backends,
+    backend_problems,
     resolve_backend,
     sparse_conv2d,
     use_backend,
@@ -12,6 +13,7 @@ from sparse_dset.ops.sparse_conv import (
 
 __all__ = [
     "available_backends",
+    "backend_problems",
     "dense_deform_attn",
     "resolve_backend",
     "segment_mean",

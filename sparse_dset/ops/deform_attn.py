@@ -65,7 +65,7 @@ def sparse_deform_attn(
     sampled = F.embedding_bag(
         index.view(-1, samples),
         rows.view(len(rows) * heads, -1),
-        per_sample_weights=(weights.unsqueeze(-1) * shares).to(dtype).view(-1, samples),
+        per_sample_weights=(weights.unsqueeze(-1) * shares).to(dtype).reshape(-1, samples),
         mode="sum",
     )
     return sampled.view(batch, queries, value.shape[1]).to(value.dtype)

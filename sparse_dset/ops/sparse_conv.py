@@ -35,7 +35,12 @@ def use_backend(backend: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def available_backends() -> dict[str, str]:
+def available_backends() -> tuple[str, ...]:
+    """Returns the names of the backends that can run here."""
+    return tuple(name for name, problem in backend_problems().items() if not problem)
+
+
+def backend_problems() -> dict[str, str]:
     """Returns each backend's name with "" if it can run here, else the reason why not."""
     return {"reference": "", "spconv": spconv_backend.unavailable_reason()}
 
@@ -58,7 +63,7 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
         backend = _chosen.get()
     if backend == "auto":
         return "reference"
-    reason = available_backends()[backend]
+    reason = backend_problems()[backend]
     if reason:
         raise ImportError(f"backend {backend!r} cannot run here: {reason}")
     return backend

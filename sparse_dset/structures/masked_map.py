@@ -31,7 +31,7 @@ class MaskedMap:
         batch, _, height, width = tensor.shape
         if (batch, height, width) != support.shape:
             raise ValueError(f"a map of shape {tuple(tensor.shape)} does not fit {support}")
-        return cls(tensor * support.mask().unsqueeze(1), support)
+        return cls(tensor.masked_fill(~support.mask().unsqueeze(1), 0.0), support)
 
     def to_dense(self) -> Tensor:
         """Returns the tensor ``[B, C, H, W]``."""

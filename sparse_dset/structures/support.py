@@ -126,20 +126,17 @@ class Support:
         Returns:
             int32 ``[N, 9]``, taps in row-major order, -1 where there is no site.
         """
-        expected = (finer.batch_size, (finer.height + 1) // 2, (finer.width + 1) // 2)
-        if self.shape != expected:
-            raise ValueError(
-                f"a stride-2 convolution from {finer.shape} gives the grid {expected}, "
-                f"not {self.shape}"
-            )
+        _check_halved(finer, self)
         return self._windows(finer, stride=2)
 
     def parents(self, coarser: Support) -> Tensor:
         """Returns each site's parent row (b, y // 2, x // 2) in the coarser level: int64 ``[N]``.
 
         Raises:
-            ValueError: a site whose parent is not kept: the supports do not nest.
+            ValueError: a grid of another size, or a site whose parent is not kept: the supports do
+                not nest.
         """
+        _check_halved(self, coarser)
         batch, y, x = self.indices.long().unbind(1)
         rows = coarser.row_map()[batch, y // 2, x // 2].long()
         if rows.numel() and int(rows.min()) < 0:
@@ -186,6 +183,15 @@ class Support:
 
     def __repr__(self) -> str:
         return f"Support({self.num_sites} of {self.batch_size}x{self.height}x{self.width} sites)"
+
+
+def _check_halved(finer: Support, coarser: Support) -> None:
+    expected = (finer.batch_size, (finer.height + 1) // 2, (finer.width + 1) // 2)
+    if coarser.shape != expected:
+        raise ValueError(
+            f"a stride-2 convolution from {finer.shape} gives the grid {expected}, "
+            f"not {coarser.shape}"
+        )
 
 
 def check_nested(masks: Sequence[Tensor]) -> None:

@@ -169,7 +169,7 @@ def test_dense_scatter_attends_to_kept_cells_and_fills_the_others_with_zero(
         filled[i, :, y, x] = tokens[0].T
     fused = model.encoder.fuse([*projected[:2], filled])
     _, geometry = pad_batch(images, None)
-    memory = model.decoder.read(fused, None)
+    memory = model.decoder.read(fused)
     expected = model.decoder(memory, geometry).layers[-1]
     torch.testing.assert_close(out.pred_logits, expected.logits, rtol=0, atol=1e-9)
     torch.testing.assert_close(out.pred_boxes, expected.boxes, rtol=0, atol=1e-9)

@@ -55,8 +55,8 @@ def test_large_features_stay_finite_in_float16(execution, make_detector, make_ta
     model = make_detector("nano", *EXPERTS, dtype=torch.float32).train()
     read = model.decoder.read
 
-    def read_scaled(maps, valid):
-        memory = read(maps, valid)
+    def read_scaled(maps):
+        memory = read(maps)
         rows = memory.rows.float()
         object.__setattr__(memory, "rows", (rows * (3e4 / rows.abs().max())).half())
         return memory

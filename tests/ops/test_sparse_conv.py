@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_dset.ops import available_backends, resolve_backend, sparse_conv2d
+from sparse_dset.ops import backend_problems, resolve_backend, sparse_conv2d
 from sparse_dset.ops.reference import sparse_conv2d_reference
 from sparse_dset.structures import SparseMap, Support
 
@@ -212,10 +212,10 @@ def test_wrong_arguments_are_named(changes: dict[str, object], message: str) -> 
 
 def test_auto_resolves_to_a_usable_backend() -> None:
     assert resolve_backend("auto", "cpu") == "reference"
-    assert available_backends()["reference"] == ""
+    assert backend_problems()["reference"] == ""
 
 
 def _skip_unless_usable(backend: str) -> None:
-    reason = available_backends()[backend]
+    reason = backend_problems()[backend]
     if reason:
         pytest.skip(reason)

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_dset.ops import available_backends, resolve_backend, sparse_conv2d, spconv_backend
+from sparse_dset.ops import backend_problems, resolve_backend, sparse_conv2d, spconv_backend
 from sparse_dset.structures import SparseMap, Support
 
 needs_spconv = pytest.mark.skipif(
-    available_backends()["spconv"] != "", reason=available_backends()["spconv"]
+    backend_problems()["spconv"] != "", reason=backend_problems()["spconv"]
 )
 
 
@@ -186,4 +186,4 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "spconv.pytorch", None)
     with pytest.raises(ImportError, match=r"package spconv .* 2\.3\.6: pip install spconv"):
         resolve_backend("spconv", "cpu")
-    assert "pip install" in available_backends()["spconv"]
+    assert "pip install" in backend_problems()["spconv"]

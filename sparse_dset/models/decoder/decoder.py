@@ -128,6 +128,12 @@ class Decoder(QuerySelection):
         lean_heads: bool = False,
     ) -> None:
         super().__init__(width, num_classes, num_queries, lean_heads)
+        if min(num_queries, num_layers, num_points) < 1 or num_denoising < 0:
+            raise ValueError(
+                "the decoder needs num_queries, num_layers and num_points of 1 or more and "
+                f"num_denoising of 0 or more, got {num_queries}, {num_layers}, {num_points} and "
+                f"{num_denoising}"
+            )
         if background not in ("zero", "learned"):
             raise ValueError(f'decoder background must be "zero" or "learned", got {background!r}')
         self.num_classes = num_classes
@@ -166,10 +172,10 @@ class Decoder(QuerySelection):
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.denoising_class_embed.weight[:-1])
 
-    def read(self, maps: Sequence[FeatureMap], valid: Sequence[Tensor] | None) -> Memory:
-        """Projects the neck's maps and collects them; ``valid`` is as in ``read_maps``."""
+    def read(self, maps: Sequence[FeatureMap]) -> Memory:
+        """Projects the neck's maps and collects them."""
         projected = [proj(x) for proj, x in zip(self.input_proj, maps, strict=True)]
-        return read_maps(projected, self.background, valid)
+        return read_maps(projected, self.background)
 
     def forward(
         self, memory: Memory, geometry: Geometry, targets: PaddedTargets | None = None

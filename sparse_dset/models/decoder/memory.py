@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class Memory(ABC):
 
 @dataclass(frozen=True)
 class SparseMemory(Memory):
-    """Rows of kept sites only."""
+    """Rows level by level; each level's support tells where they lie."""
 
     supports: tuple[Support, ...]
 
@@ -55,22 +55,17 @@ class SparseMemory(Memory):
 
 @dataclass(frozen=True)
 class DenseMemory(Memory):
-    """Rows of all sites, image by image, level by level.
+    """Rows of all sites, image by image, level by level; nothing is pruned and nothing is padding.
 
     Attributes:
         shapes: (height, width) per level.
-        inside: bool ``[M, 1]``, sites that are not padding; None: all.
     """
 
     shapes: tuple[tuple[int, int], ...]
-    inside: Tensor | None
 
     def sample(
         self, value: Tensor, background: Tensor, locations: Tensor, weights: Tensor, extents: Tensor
     ) -> Tensor:
-        # Pruned sites are rows here and hold the background already.
-        if self.inside is not None:
-            value = value * self.inside
         batch = locations.shape[0]
         parts = value.view(batch, -1, value.shape[-1]).split([h * w for h, w in self.shapes], 1)
         maps = [
@@ -80,55 +75,66 @@ class DenseMemory(Memory):
         return dense_deform_attn(maps, locations, weights, extents)
 
 
-def read_maps(
-    maps: Sequence[FeatureMap], background: Tensor | None, valid: Sequence[Tensor] | None
-) -> Memory:
+def read_maps(maps: Sequence[FeatureMap], background: Tensor | None) -> Memory:
     """Collects the maps of all levels, which are of one kind, into a memory.
 
     Args:
         maps: finest first.
         background: ``[L, C]``, features that stand at pruned sites; None: zero.
-        valid: bool ``[B, H_l, W_l]`` per level, the sites that are not padding; None: all.
     """
     if isinstance(maps[0], SparseMap):
         return _read_sparse(maps)  # type: ignore[arg-type]
-    kept = None
     if isinstance(maps[0], MaskedMap):
-        kept = torch.cat([m.support.mask().flatten(1) for m in maps], 1)  # type: ignore[union-attr]
-    tensors = [m.tensor if isinstance(m, MaskedMap) else m for m in maps]
-    shapes = tuple((t.shape[-2], t.shape[-1]) for t in tensors)  # type: ignore[union-attr]
-    tokens = torch.cat([t.flatten(2).transpose(1, 2) for t in tensors], 1)  # type: ignore[union-attr]
-    batch, length, _ = tokens.shape
-    device = tokens.device
+        return _read_masked(maps, background)  # type: ignore[arg-type]
+    return _read_dense(maps)  # type: ignore[arg-type]
 
-    inside = None if valid is None else torch.cat([v.flatten(1) for v in valid], 1)
-    if kept is not None and background is not None:
-        pruned = ~kept if inside is None else inside & ~kept
-        level = torch.cat([torch.full((h * w,), i) for i, (h, w) in enumerate(shapes)]).to(device)
-        tokens = torch.where(pruned.unsqueeze(-1), background[level].to(tokens.dtype), tokens)
-    table = torch.arange(batch * length, device=device).view(batch, length)
-    if kept is not None:
-        table = table.masked_fill(~kept, -1)
-    return DenseMemory(
-        tokens.flatten(0, 1),
-        _grid_sites(batch, shapes, device),
-        table,
-        shapes,
-        None if inside is None else inside.view(-1, 1),
-    )
+
+def _read_dense(maps: Sequence[Tensor]) -> DenseMemory:
+    tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
+    batch, length, _ = tokens.shape
+    shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
+    table = torch.arange(batch * length, device=tokens.device).view(batch, length)
+    sites = _grid_sites(batch, shapes, tokens.device)
+    return DenseMemory(tokens.flatten(0, 1), sites, table, shapes)
 
 
 def _read_sparse(maps: Sequence[SparseMap]) -> SparseMemory:
-    sites = torch.cat(
-        [
-            torch.cat([i[:, :1], torch.full_like(i[:, :1], level), i[:, 1:]], 1)
-            for level, i in enumerate(m.support.indices.long() for m in maps)
-        ]
-    )
-    ragged = Ragged.from_batch_index(sites[:, 0], maps[0].support.batch_size)
-    table = ragged.pad(torch.arange(len(sites), device=sites.device), -1)
-    rows = torch.cat([m.features for m in maps])
+    rows, sites = torch.cat([m.features for m in maps]), _sites(m.support for m in maps)
+    every_row = torch.arange(len(rows), device=rows.device)
+    table = _table(every_row, sites, maps[0].support.batch_size)
     return SparseMemory(rows, sites, table, tuple(m.support for m in maps))
+
+
+def _read_masked(maps: Sequence[MaskedMap], background: Tensor | None) -> SparseMemory:
+    """Makes every site a row; pruned ones hold the background and are no candidates for queries.
+
+    It samples as the sparse memory does: grid sampling rounds differently, which shows in gradients
+    where a sample lies exactly on a cell's centre, as the initial offsets put it.
+    """
+    supports = [Support.full(*m.support.shape, m.tensor.device) for m in maps]
+    rows = torch.cat(
+        [SparseMap.from_dense(m.tensor, s).features for m, s in zip(maps, supports, strict=True)]
+    )
+    kept = torch.cat([m.support.mask().flatten() for m in maps])
+    sites = _sites(supports)
+    if background is not None:
+        rows = torch.where(kept[:, None], rows, background[sites[:, 1]].to(rows.dtype))
+    table = _table(kept.nonzero().flatten(), sites, maps[0].support.batch_size)
+    return SparseMemory(rows, sites, table, tuple(supports))
+
+
+def _sites(supports: Iterable[Support]) -> Tensor:
+    """Joins the sites of all levels: int64 ``[M, 4]``, columns (batch, level, y, x)."""
+    levels = [
+        torch.cat([i[:, :1], torch.full_like(i[:, :1], level), i[:, 1:]], 1)
+        for level, i in enumerate(s.indices.long() for s in supports)
+    ]
+    return torch.cat(levels)
+
+
+def _table(rows: Tensor, sites: Tensor, batch_size: int) -> Tensor:
+    """Sorts rows by image: int64 ``[B, T]``, -1 = none."""
+    return Ragged.from_batch_index(sites[rows, 0], batch_size).pad(rows, -1)
 
 
 def _grid_sites(batch: int, shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sparse_dset.models.pruner.scorer import TokenScorer
+from sparse_dset.models.pruner.scorer import TokenScorer, level_index
 from sparse_dset.models.pruner.selector import TokenSelector
 
 
@@ -49,7 +49,7 @@ class Pruner(nn.Module):
         self.scorer = TokenScorer(in_channels, levels, hidden)
         self.selector = selector
         self.gate = gate
-        self.scatter_levels = tuple(scatter_levels)
+        self.scatter_levels = tuple(level_index(name) for name in scatter_levels)
 
     def forward(
         self, features: Sequence[Tensor], valid: Sequence[Tensor], selector: TokenSelector

@@ -28,7 +28,7 @@ class TokenSelector(ABC):
 
     Attributes:
         min_tokens: an image keeps at least so many of its valid cells (or all it has).
-        max_tokens: and at most so many; None: no cap.
+        max_tokens: and at most so many, unless it is to keep all (``relaxed(0.0)``); None: no cap.
     """
 
     min_tokens: int = 1
@@ -61,6 +61,9 @@ class TokenSelector(ABC):
         rank = torch.arange(flat.shape[1], device=flat.device)
         kept = torch.zeros_like(flat_valid).scatter(1, order, rank < count[:, None])
         return (kept & flat_valid).view(valid.shape)
+
+    def _cap(self, progress: float) -> int | None:
+        return self.max_tokens if progress else None
 
     @abstractmethod
     def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
@@ -100,7 +103,8 @@ class TopK(TokenSelector):
         return (num_valid * self.keep_ratio).round().long()
 
     def relaxed(self, progress: float) -> TopK:
-        return replace(self, keep_ratio=1.0 - progress + progress * self.keep_ratio)
+        keep_ratio = 1.0 - progress + progress * self.keep_ratio
+        return replace(self, keep_ratio=keep_ratio, max_tokens=self._cap(progress))
 
     def with_keep_ratio(self, keep_ratio: float) -> TopK:
         return replace(self, keep_ratio=keep_ratio)
@@ -133,7 +137,8 @@ class Threshold(_ByContent):
         return reached.sum(1)
 
     def relaxed(self, progress: float) -> Threshold:
-        return replace(self, threshold=progress * self.threshold)
+        threshold = progress * self.threshold
+        return replace(self, threshold=threshold, max_tokens=self._cap(progress))
 
 
 @dataclass(frozen=True)
@@ -155,4 +160,5 @@ class Mass(_ByContent):
         return (before < self.mass * probability.sum(1, keepdim=True)).sum(1)
 
     def relaxed(self, progress: float) -> Mass:
-        return replace(self, mass=1.0 - progress + progress * self.mass)
+        mass = 1.0 - progress + progress * self.mass
+        return replace(self, mass=mass, max_tokens=self._cap(progress))

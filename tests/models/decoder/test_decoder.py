@@ -11,7 +11,7 @@ from sparse_dset.models.geometry import Geometry
 def _inputs(decoder, batch=2):
     maps = [torch.randn(batch, 16, 64 // s, 96 // s) for s in (8, 16, 32)]
     geometry = Geometry(torch.tensor([[64.0, 96.0]] * batch), (64, 96), False)
-    return decoder.read(maps, None), geometry
+    return decoder.read(maps), geometry
 
 
 def _decoder(**arguments):

@@ -67,7 +67,7 @@ def test_attention_equals_the_formula():
     full = [Support.full(2, *t.shape[2:]) for t in tensors]
     sparse = [SparseMap.from_dense(t, s) for t, s in zip(tensors, full, strict=True)]
     for maps in (tensors, sparse):
-        memory = read_maps(maps, None, None)
+        memory = read_maps(maps, None)
         ours = attention(query, boxes, memory, None, extents)
         torch.testing.assert_close(ours, expected)
 
@@ -86,7 +86,7 @@ def test_both_memories_give_the_same(sizes, learned, nested_masks):
         maps = [
             kind.from_dense(t, Support.from_mask(m)) for t, m in zip(tensors, kept, strict=True)
         ]
-        memory = read_maps(maps, background, valid if geometry.padded else None)
+        memory = read_maps(maps, background)
         out = attention(query, boxes, memory, background, extents)
         assert memory.table.ge(0).sum(1).tolist() == [
             sum(int(m[i].sum()) for m in kept) for i in range(2)
@@ -119,7 +119,7 @@ def test_pruned_sites_read_the_background_and_padding_reads_zero():
         maps = [
             kind.from_dense(t, Support.from_mask(m)) for t, m in zip(_tensors(), empty, strict=True)
         ]
-        memory = read_maps(maps, background, geometry.valid_masks())
+        memory = read_maps(maps, background)
         out = attention(
             torch.zeros(2, 2, WIDTH, dtype=torch.float64),
             boxes.expand(2, -1, -1),
@@ -132,7 +132,7 @@ def test_pruned_sites_read_the_background_and_padding_reads_zero():
 
 
 def test_rows_are_in_the_order_of_image_level_and_place():
-    memory = read_maps(_tensors(), None, None)
+    memory = read_maps(_tensors(), None)
     sites = memory.sites.tolist()
     assert sites == sorted(sites)
     assert memory.table.shape == (2, 240 + 60 + 15)

@@ -17,7 +17,7 @@ def _geometry(*sizes, padded=(64, 320)):
 
 def _memory(batch=2):
     maps = [torch.randn(batch, WIDTH, 64 // s, 320 // s) for s in (8, 16, 32)]
-    return read_maps(maps, None, None)
+    return read_maps(maps, None)
 
 
 def test_anchors_stand_at_the_centres_of_their_cells():
@@ -87,7 +87,7 @@ def test_images_with_fewer_rows_get_masked_queries():
     maps = [SparseMap(torch.randn(s.num_sites, WIDTH), s) for s in supports]
     geometry = Geometry(torch.tensor([[64.0, 320.0]] * 3), (64, 320), False)
     selection = QuerySelection(WIDTH, 3, 15, False)
-    queries = selection.select_queries(read_maps(maps, None, None), geometry)
+    queries = selection.select_queries(read_maps(maps, None), geometry)
     assert queries.mask.sum(1).tolist() == [15, 1, 0]
     assert queries.boxes_unact.isfinite().all()
     assert not queries.content[~queries.mask].any()
