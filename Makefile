@@ -36,7 +36,7 @@ demo: setup
 	@echo; echo "== 2/3  A minute of further training of the checkpoint that ships with the project"
 	rm -rf $(OUT)/train
 	$(RUN) scripts/train.py experiment=demo train.output_dir=$(OUT)/train data.root=$(OUT)/data
-	@echo; echo "== 3/3  Dense against sparse, over keep ratios, on the same weights and images"
+	@echo; echo "== 3/3  The shipped checkpoint, dense against sparse, over keep ratios, on the same images"
 	$(RUN) scripts/benchmark.py checkpoint=sparse_dset/weights/nano_roads.pt data=synthetic data.root=$(OUT)/data \
 		output_dir=$(OUT)/benchmark
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-CONF = [".".join(("sparse_dset", *p.parts)) for p in (Path("conf"), *Path("conf").glob("*/"))]
+FOLDERS = [Path("conf"), *sorted(p for p in Path("conf").iterdir() if p.is_dir())]
+CONF = [".".join(("sparse_dset", *folder.parts)) for folder in FOLDERS]
 
 setup(
     packages=[*find_packages(include=["sparse_dset", "sparse_dset.*"]), *CONF],

@@ -31,7 +31,7 @@ from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row
 from sparse_dset.models.detector import Detector
-from sparse_dset.ops import use_backend
+from sparse_dset.models.pruner import TopK
 
 
 def _model_overrides() -> list[str]:
@@ -70,6 +70,10 @@ def _report(folder: Path, setup: dict[str, Any]) -> None:
     print(f"rows, table and plot: {folder}")
 
 
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S")
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     """Measures, and writes rows, a table and a plot."""
@@ -80,6 +84,10 @@ def main(cfg: DictConfig) -> None:
     torch.backends.cudnn.allow_tf32 = False  # convolutions as exact as matrix products
     torch.manual_seed(0)
     model, record = _load(plain)
+    if not isinstance(model.pruner.selector, TopK):
+        raise ValueError("the benchmark sweeps keep ratios and needs pruner.selector=topk")
+    if cfg.ops.backend != "auto":
+        model.backend = cfg.ops.backend
     dataset = find_validation_set(plain.get("data"), record, config.size)
     if dataset is None:
         images = torch.rand(config.batch_size, 3, *(config.size or model.image_size))
@@ -87,7 +95,7 @@ def main(cfg: DictConfig) -> None:
         images = sample_images(dataset, config.batch_size, config.size)
     folder = Path(cfg.output_dir)
     arms = plan_arms(config.executions, config.keep_ratios)
-    with process_group(cfg.device) as device, use_backend(cfg.ops.backend):
+    with process_group(cfg.device) as device:
         model, images = model.to(device), images.to(device)
         setup = {
             "model": cfg.checkpoint or HydraConfig.get().runtime.choices["model"],
@@ -97,18 +105,21 @@ def main(cfg: DictConfig) -> None:
             "batch_size": len(images),
             "threads": torch.get_num_threads(),
             "device": str(device),
-            "backend": cfg.ops.backend,
+            "backend": model.backend,
         }
         every = tuple(dict.fromkeys([Arm("dense"), *arms]))
         rows = measure(model, images, every, warmup=config.warmup, repeats=config.repeats)
-        for arm in arms:
-            row = {"kind": "benchmark", "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "setup": setup}
-            row |= rows[every.index(arm)]
-            if config.evaluate and cfg.checkpoint is not None and dataset is not None:
-                row["metrics"] = evaluate_arm(
+        measured = {arm: rows[every.index(arm)] for arm in arms}
+        shared = {"kind": "benchmark", "setup": setup, "config": record}
+        for row in measured.values():
+            append_row(folder / "results.jsonl", {**shared, "time": _now(), **row})
+        if config.evaluate and cfg.checkpoint is not None and dataset is not None:
+            for arm, row in measured.items():  # a later row replaces the one without AP
+                metrics = evaluate_arm(
                     model, dataset, arm, batch_size=cfg.eval_batch_size, device=device
                 )
-            append_row(folder / "results.jsonl", {**row, "config": record})
+                row = {**shared, "time": _now(), **row, "metrics": metrics}
+                append_row(folder / "results.jsonl", row)
     _report(folder, setup)
 
 

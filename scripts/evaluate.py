@@ -20,7 +20,8 @@ from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.distributed import is_main, process_group
 from sparse_dset.engine.evaluate import AMP_DTYPES, evaluate, evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment
-from sparse_dset.ops import resolve_backend, use_backend
+from sparse_dset.models.pruner import TopK
+from sparse_dset.ops import resolve_backend
 
 
 def _check(plain: dict[str, Any]) -> None:
@@ -37,11 +38,15 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.threads)
     record = load_checkpoint(cfg.checkpoint)["config"]
     model = load_detector(cfg.checkpoint)
+    if cfg.ops.backend != "auto":
+        model.backend = cfg.ops.backend
     execution = cfg.execution or model.execution
-    keep_ratio = cfg.pruner.keep_ratio or record["pruner"]["keep_ratio"]
+    keep_ratio = cfg.pruner.keep_ratio
+    if keep_ratio is None and isinstance(model.pruner.selector, TopK):
+        keep_ratio = model.pruner.selector.keep_ratio
     asked = check_config(cfg).get("data")
     dataset = open_validation_set(asked or record["data"], cfg.size, record["model"]["class_names"])
-    with process_group(cfg.device) as device, use_backend(cfg.ops.backend):
+    with process_group(cfg.device) as device:
         metrics = evaluate(
             model.to(device),
             evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers),
@@ -66,7 +71,8 @@ def main(cfg: DictConfig) -> None:
         }
         if is_main():
             append_row(Path(cfg.output_dir) / "results.jsonl", row)
-            print(f"{cfg.checkpoint}: {execution}, keep ratio {row['keep_ratio']:g}\n")
+            ratio = "as the content asks" if keep_ratio is None else f"{row['keep_ratio']:g}"
+            print(f"{cfg.checkpoint}: {execution}, keep ratio {ratio}\n")
             shown = [(name, f"{value:.4g}") for name, value in metrics.items()]
             print(markdown_table(["metric", "value"], shown))
 

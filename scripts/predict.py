@@ -42,13 +42,15 @@ def main(cfg: DictConfig) -> None:
     model = load_detector(cfg.checkpoint).to(device)
     folder = Path(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() in {path.resolve().parent for path in pictures}:
+        raise ValueError(f"output_dir={folder} holds the pictures themselves; choose another")
     for path in tqdm(pictures, desc="predict"):
         image = read_image(path)
         (found,) = model.predict(
             [image], cfg.threshold, execution=cfg.execution, keep_ratio=cfg.keep_ratio
         )
         drawn = draw_detections(image, found, show_kept=cfg.show_kept)
-        drawn.save(folder / f"{path.stem}.jpg", quality=92)
+        drawn.save(folder / f"{path.name}.jpg", quality=92)
         row = {
             "file": str(path),
             "boxes": found["boxes"].tolist(),

@@ -6,9 +6,14 @@ Fine-tune: ``weights=/path/to/checkpoint.pt``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparse_dset.config import build_from_config, check_command_line, check_config
@@ -31,13 +36,24 @@ def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection) -> l
     return list(val_set.class_names)
 
 
+def _check(plain: dict[str, Any]) -> None:
+    """Builds the settings that need no data; each names a value that is out of its range."""
+    for name in ("train", "optim"):
+        try:
+            hydra.utils.instantiate(plain[name])
+        except InstantiationException as error:
+            raise ValueError(str(error.__cause__ or error)) from error
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Builds everything from the configuration and trains."""
     config = hydra.utils.instantiate(cfg.train)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # every job has a folder of its own
+        config = replace(config, output_dir=HydraConfig.get().runtime.output_dir)
     last = Path(config.output_dir) / "last.pt"
-    resume = last if cfg.resume is True else cfg.resume
-    if resume is None and last.exists():
+    resume = last if cfg.resume is True else Path(cfg.resume) if cfg.resume else None
+    if last.exists() and (resume is None or resume.resolve() != last.resolve()):
         raise FileExistsError(
             f"{last} belongs to an earlier run; continue it with resume=true, or choose another "
             "train.output_dir"
@@ -48,6 +64,7 @@ def main(cfg: DictConfig) -> None:
         val_set = hydra.utils.instantiate(cfg.data.val)
         cfg.model.class_names = _class_names(train_set, val_set)
         cfg.model.num_classes = len(cfg.model.class_names)
+        cfg.model.image_size = cfg.data.size  # predict resizes as the validation does
         record = check_config(cfg)
         model = build_from_config(record, pretrained=resume is None and cfg.weights is None)
         if cfg.weights is not None:
@@ -67,5 +84,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_command_line("train")
+    check_command_line("train", _check)
     main()

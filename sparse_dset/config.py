@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,8 @@ def check_command_line(
         SystemExit: something is wrong; its message says what and names the nearest key.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if any(a.startswith(("--config", "-c")) for a in arguments):
-        return  # configurations from another folder are hydra's alone
+    if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        return  # --help, --cfg, --config-dir and so on are hydra's alone
     try:
         given = [_sweep_values(a) for a in arguments if "=" in a and not a.startswith("-")]
         first = [values[0] for values in given]
@@ -94,9 +94,26 @@ def check_command_line(
             for value in values[1:]
         ]
         for overrides in jobs:
+            _check_complete(name, overrides)
             validate(compose_config(name, overrides))
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _check_complete(name: str, overrides: Sequence[str]) -> None:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        plain = OmegaConf.to_container(compose(name, overrides=list(overrides)), resolve=False)
+    missing = [key for key, value in _leaves(plain) if value == "???"]
+    if missing:
+        raise ValueError(f"{missing[0]} must be given: {missing[0]}=...")
+
+
+def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    if not isinstance(node, dict):
+        yield prefix.removesuffix("."), node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{prefix}{key}.")
 
 
 def _sweep_values(text: str) -> list[str]:
@@ -123,7 +140,8 @@ def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Det
         return hydra.utils.instantiate(model, _convert_="all")
     except InstantiationException as error:
         # What the constructor said is clearer than where hydra was when it said it.
-        raise error.__cause__ if isinstance(error.__cause__, ValueError | ImportError) else error
+        clear = isinstance(error.__cause__, ValueError | ImportError)
+        raise (error.__cause__ if clear else error) from None
 
 
 def build_detector(

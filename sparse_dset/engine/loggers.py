@@ -83,10 +83,8 @@ def cpu_model() -> str:
 @cache
 def git_commit() -> str | None:
     """The commit of the checkout that this file lies in, read without calling git."""
-    for folder in Path(__file__).resolve().parents:
-        if (folder / ".git").is_dir():
-            return _read_head(folder / ".git")
-    return None
+    git = Path(__file__).resolve().parents[2] / ".git"
+    return _read_head(git) if git.is_dir() else None
 
 
 def _read_head(git: Path) -> str | None:

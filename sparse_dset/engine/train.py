@@ -39,6 +39,7 @@ from sparse_dset.engine.randomness import (
     set_deterministic,
     set_rng_state,
 )
+from sparse_dset.models.detector import EXECUTIONS
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,10 @@ class TrainConfig:
         for name in ("num_workers", "eval_every", "save_every_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.execution is not None and self.execution not in EXECUTIONS:
+            raise ValueError(
+                f"execution must be one of {', '.join(EXECUTIONS)}; got {self.execution!r}"
+            )
         if self.amp not in ("off", "bf16", "fp16"):
             raise ValueError(f"amp must be 'off', 'bf16' or 'fp16', got {self.amp!r}")
 
@@ -221,8 +226,9 @@ class Trainer:
                         self.save("last.pt")
                 finished = self.step % self.steps_per_epoch == 0
                 stopped = self._must_stop(started, signals)
+                interrupted = distributed.any_process(bool(signals), self.device)
                 self.save("last.pt")
-                if finished and not signals:
+                if finished and not interrupted:
                     self._close_epoch(writer)
                 if stopped:
                     break
