@@ -38,19 +38,29 @@ def config_dir() -> Path:
     raise FileNotFoundError(f"no conf/detector.yaml beside or inside {_PACKAGE}: reinstall")
 
 
-def compose_config(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def compose_config(
+    name: str, overrides: Sequence[str] = (), *, complete: bool = False
+) -> dict[str, Any]:
     """Composes ``conf/<name>.yaml`` with hydra overrides into a plain, resolved dict.
 
+    Args:
+        name: a file in conf, without its ending.
+        overrides: as on the command line.
+        complete: refuse a configuration of which a value is still to be given.
+
     Raises:
-        ValueError: an unknown group, option or key (the nearest known one is named), or a value
-            out of its range.
+        ValueError: an unknown group, option or key (the nearest known one is named), a value out of
+            its range, or one that is missing.
     """
     outer = GlobalHydra.instance().hydra  # the script's own, where a script composes another
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             try:
-                return check_config(compose(name, overrides=list(overrides)))
+                cfg = compose(name, overrides=list(overrides))
+                if complete:
+                    _check_complete(cfg)
+                return check_config(cfg)
             except (HydraException, OmegaConfBaseException) as error:
                 raise ValueError(_explain(error, name, overrides)) from error
     finally:
@@ -94,18 +104,17 @@ def check_command_line(
             for value in values[1:]
         ]
         for overrides in jobs:
-            _check_complete(name, overrides)
-            validate(compose_config(name, overrides))
+            cfg = compose_config(name, overrides, complete=True)
+            validate(cfg)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def _check_complete(name: str, overrides: Sequence[str]) -> None:
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        plain = OmegaConf.to_container(compose(name, overrides=list(overrides)), resolve=False)
-    missing = [key for key, value in _leaves(plain) if value == "???"]
-    if missing:
-        raise ValueError(f"{missing[0]} must be given: {missing[0]}=...")
+def _check_complete(cfg: DictConfig) -> None:
+    """Names the first value that is still to be given."""
+    for key, value in _leaves(OmegaConf.to_container(cfg, resolve=False)):
+        if value == "???":
+            raise ValueError(f"{key} must be given: {key}=...")
 
 
 def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -140,8 +149,9 @@ def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Det
         return hydra.utils.instantiate(model, _convert_="all")
     except InstantiationException as error:
         # What the constructor said is clearer than where hydra was when it said it.
-        clear = isinstance(error.__cause__, ValueError | ImportError)
-        raise (error.__cause__ if clear else error) from None
+        if isinstance(error.__cause__, ValueError | ImportError):
+            raise error.__cause__ from None
+        raise
 
 
 def build_detector(

@@ -441,5 +441,5 @@ def _count_kept(model: Detector, arm: Arm, out: DetectorOutput) -> dict[str, flo
 
 def _prunes_coarsest(model: Detector, arm: Arm) -> bool:
     if arm.execution == "dense_scatter":
-        return "s5" in model.pruner.scatter_levels
+        return 2 in model.pruner.scatter_levels
     return arm.execution != "dense"
