@@ -127,7 +127,9 @@ class Aifi(nn.Module):
         )
         mask = x.support.mask().flatten(1) if isinstance(x, MaskedMap) else None
         tokens, stats = self._run(tensor.flatten(2).transpose(1, 2), y, column, mask, sizes)
-        tensor = tokens.transpose(1, 2).reshape(batch_size, -1, height, width)
+        # A copy, for strides that convolutions know as channels last also in a batch of one.
+        tensor = tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        tensor = tensor.clone(memory_format=torch.channels_last)
         return MaskedMap.from_dense(tensor, x.support) if isinstance(
             x, MaskedMap
         ) else tensor, stats
