@@ -65,29 +65,6 @@ def collate(samples: Sequence[tuple[Tensor, Target]], size_divisor: int = 32) ->
     )
 
 
-def pad_to_multiple(
-    images: Tensor, padding_mask: Tensor | None = None, divisor: int = 32
-) -> tuple[Tensor, Tensor | None]:
-    """Pads a batch at the right and the bottom until its sides are multiples of ``divisor``.
-
-    Args:
-        images: ``[B, 3, H, W]``.
-        padding_mask: bool ``[B, H, W]``, True = pad, or None.
-        divisor: the largest stride of the model.
-
-    Returns:
-        The images and their mask; as they came (None stays None) where nothing is to be padded.
-    """
-    batch_size, _, height, width = images.shape
-    new_height, new_width = _round_up(torch.tensor([height, width]), divisor)
-    if (new_height, new_width) == (height, width):
-        return images, padding_mask
-    padding = (0, new_width - width, 0, new_height - height)
-    if padding_mask is None:
-        padding_mask = images.new_zeros((batch_size, height, width), dtype=torch.bool)
-    return F.pad(images, padding), F.pad(padding_mask, padding, value=True)
-
-
 def _round_up(size: Tensor, divisor: int) -> tuple[int, int]:
     if divisor < 1:
         raise ValueError(f"the divisor must be at least 1, got {divisor}")

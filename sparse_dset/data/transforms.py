@@ -9,11 +9,9 @@ them, and colours change on the window alone: what costs time costs it on few pi
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -279,16 +277,6 @@ def crop_sample(
         ),
         "labels": target["labels"][kept],
     }
-
-
-def seed_worker(worker_id: int) -> None:
-    """Seeds Python's and NumPy's generators from torch's: ``DataLoader(worker_init_fn=...)``.
-
-    The transforms here draw from torch alone, which the loader seeds; others may not.
-    """
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - other transforms may draw from it
 
 
 def _object_window(

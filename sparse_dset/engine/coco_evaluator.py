@@ -62,13 +62,6 @@ class CocoEvaluator:
                 raise ValueError(f"image {image_id} is not one of the data set's images")
             self._detections.setdefault(image_id, _checked(image_id, found, self._num_classes))
 
-    def merge(self, other: CocoEvaluator) -> None:
-        """Adds what another evaluator of the same data set holds; images in both count once."""
-        if other._records.keys() != self._records.keys():
-            raise ValueError("only evaluators of the same data set can be merged")
-        for image_id, found in other._detections.items():
-            self._detections.setdefault(image_id, found)
-
     def summarize(self, *, partial: bool = False) -> dict[str, float]:
         """Scores what was collected.
 

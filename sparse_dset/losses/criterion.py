@@ -28,7 +28,6 @@ class SetCriterion(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
         matcher: HungarianMatcher,
         weights: Mapping[str, float] = DEFAULT_WEIGHTS,
         alpha: float = 0.75,
@@ -36,7 +35,6 @@ class SetCriterion(nn.Module):
     ) -> None:
         """
         Args:
-            num_classes: K.
             matcher: finds each layer's pairs.
             weights: of the parts "vfl", "bbox" and "giou", all three.
             alpha, gamma: of the varifocal loss's negatives.
@@ -49,7 +47,6 @@ class SetCriterion(nn.Module):
             raise ValueError(
                 f"weights must have the keys {sorted(DEFAULT_WEIGHTS)}, got {sorted(weights)}"
             )
-        self.num_classes = num_classes
         self.matcher = matcher
         self.weights = dict(weights)
         self.alpha = alpha

@@ -106,5 +106,5 @@ def make_losses(
     if dense_cls or dense_box:
         dense = DenseSupervision(width, num_classes, dense_cls, dense_box)
     weights = {"vfl": vfl, "bbox": bbox, "giou": giou}
-    criterion = SetCriterion(num_classes, HungarianMatcher(), weights)
+    criterion = SetCriterion(HungarianMatcher(), weights)
     return Losses(criterion, cass, dense, balance_encoder, balance_decoder)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparse_dset.data.coco import Target
-from sparse_dset.data.collate import collate, pad_to_multiple
+from sparse_dset.data.collate import collate
 
 
 def sample(height: int, width: int, image_id: int = 0) -> tuple[torch.Tensor, Target]:
@@ -82,30 +82,3 @@ def test_a_batch_is_frozen_and_moves():
     assert collate([sample(32, 32)]).to("cpu").padding_mask is None
     with pytest.raises(dataclasses.FrozenInstanceError):
         batch.images = moved.images  # type: ignore[misc]
-
-
-def test_raw_images_are_padded_to_a_multiple():
-    images = torch.rand(2, 3, 333, 500)
-    padded, mask = pad_to_multiple(images)
-    assert mask is not None
-    assert padded.shape == (2, 3, 352, 512)
-    assert torch.equal(padded[..., :333, :500], images)
-    assert padded[..., 333:, :].abs().sum() == padded[..., 500:].abs().sum() == 0
-    assert not mask[:, :333, :500].any()
-    assert mask[:, 333:].all()
-    assert mask[:, :, 500:].all()
-
-
-def test_an_existing_mask_is_kept_and_grown():
-    mask = torch.zeros(1, 40, 40, dtype=torch.bool)
-    mask[:, 30:] = True
-    _, grown = pad_to_multiple(torch.rand(1, 3, 40, 40), mask, divisor=32)
-    assert grown is not None
-    assert grown.shape == (1, 64, 64)
-    assert (~grown).sum() == 30 * 40
-
-
-def test_fitting_images_come_back_as_they_are():
-    images, mask = torch.rand(1, 3, 64, 32), torch.zeros(1, 64, 32, dtype=torch.bool)
-    assert pad_to_multiple(images) == (images, None)
-    assert pad_to_multiple(images, mask)[1] is mask

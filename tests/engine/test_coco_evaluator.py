@@ -202,22 +202,14 @@ def test_pictures_that_were_skipped_are_told(tmp_path):
 
 
 def test_an_image_counts_once(dataset):
-    halves = CocoEvaluator(dataset), CocoEvaluator(dataset)
-    halves[0].update({0: PERFECT[0], 20: found([(0, [5, 60, 40, 25])])})
-    halves[1].update({20: found([(0, [5, 60, 40, 25])]), 30: PERFECT[30]})
-    halves[1].update({30: PERFECT[30]})
-    halves[0].merge(halves[1])
+    evaluator = CocoEvaluator(dataset)  # what two processes bring, of which both saw image 20
+    evaluator.update({0: PERFECT[0], 20: found([(0, [5, 60, 40, 25])])})
+    evaluator.update({20: found([(0, [5, 60, 40, 25])]), 30: PERFECT[30]})
+    evaluator.update({30: PERFECT[30]})
     alone = summary_of(dataset, {**PERFECT, 20: found([(0, [5, 60, 40, 25])])})
-    merged = halves[0].summarize()
+    merged = evaluator.summarize()
     assert merged.pop("num_images") == alone.pop("num_images") == 3
     assert merged == pytest.approx(alone, nan_ok=True)
-
-
-def test_evaluators_of_other_data_are_not_merged(dataset, tmp_path):
-    (tmp_path / "other").mkdir()
-    other = open_truth(tmp_path / "other", {1: [(0, [1, 1, 5, 5])]})
-    with pytest.raises(ValueError, match="same data set"):
-        CocoEvaluator(dataset).merge(CocoEvaluator(other))
 
 
 def test_crowds_are_neither_missed_nor_false(tmp_path):

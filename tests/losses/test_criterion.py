@@ -81,7 +81,7 @@ def test_equals_a_reference_that_loops() -> None:
     targets, query_mask = random_targets(3, 0, 2), torch.rand(3, 8) < 0.7
     layers = [random_predictions(3, 8) for _ in range(2)]
     encoder = random_predictions(3, 8)
-    losses = SetCriterion(CLASSES, HungarianMatcher())(layers, encoder, query_mask, targets, None)
+    losses = SetCriterion(HungarianMatcher())(layers, encoder, query_mask, targets, None)
     assert len(losses) == 9
     for suffix, layer in [("_aux_0", layers[0]), ("", layers[1]), ("_enc", encoder)]:
         for name, value in reference_losses(layer, targets, query_mask).items():
@@ -96,7 +96,7 @@ def test_masked_queries_take_no_part() -> None:
         layer.logits[:, 4:] = float("-inf")
         layer.boxes[:, 4:] = 1e4
     short = Predictions(layer.logits[:, :4], layer.boxes[:, :4])
-    criterion = SetCriterion(CLASSES, HungarianMatcher())
+    criterion = SetCriterion(HungarianMatcher())
     losses = criterion([layer], layer, query_mask, targets)
     expected = criterion([short], short, all_real(2, 4), targets)
     for name, value in expected.items():
@@ -109,7 +109,7 @@ def test_masked_queries_take_no_part() -> None:
 
 def test_a_batch_without_objects() -> None:
     layer, encoder = random_predictions(2, 5), random_predictions(2, 5)
-    criterion = SetCriterion(CLASSES, HungarianMatcher())
+    criterion = SetCriterion(HungarianMatcher())
     losses = criterion([layer], encoder, all_real(2, 5), random_targets(0, 0))
     assert losses["loss_vfl"] > 0
     for name in ("loss_bbox", "loss_giou", "loss_bbox_enc", "loss_giou_enc"):
@@ -127,7 +127,7 @@ def test_crowded_images_with_denoising(counts: tuple[int, ...]) -> None:
     width = queries.labels.shape[1]
     layers = [random_predictions(3, 300) for _ in range(2)]
     denoising = DenoisingPredictions(tuple(random_predictions(3, width) for _ in range(2)), queries)
-    losses = SetCriterion(CLASSES, HungarianMatcher())(
+    losses = SetCriterion(HungarianMatcher())(
         layers, layers[0], all_real(3, 300), targets, denoising
     )
     assert {"loss_vfl_dn_0", "loss_giou_dn_1", "loss_bbox_dn_1"} <= set(losses)
@@ -138,7 +138,7 @@ def test_crowded_images_with_denoising(counts: tuple[int, ...]) -> None:
 
 def test_denoising_losses_do_not_depend_on_the_number_of_groups() -> None:
     targets = random_targets(2, 1)
-    criterion, layer = SetCriterion(CLASSES, HungarianMatcher()), random_predictions(2, 4)
+    criterion, layer = SetCriterion(HungarianMatcher()), random_predictions(2, 4)
     values = []
     for num_denoising in (2, 20):
         queries = make_denoising_queries(targets, 4, CLASSES, num_denoising)
@@ -159,7 +159,7 @@ def test_denoising_positives_that_restore_their_objects_have_no_box_loss() -> No
     restored = targets.boxes.gather(1, queries.target_index[..., None].expand(-1, -1, 4))
     logits = torch.zeros(*queries.labels.shape, CLASSES)
     layer = random_predictions(2, 4)
-    losses = SetCriterion(CLASSES, HungarianMatcher())(
+    losses = SetCriterion(HungarianMatcher())(
         [layer],
         layer,
         all_real(2, 4),
@@ -172,7 +172,7 @@ def test_denoising_positives_that_restore_their_objects_have_no_box_loss() -> No
 
 def test_half_precision_at_large_scale_stays_finite() -> None:
     layers = [random_predictions(2, 20, torch.float16, 3e4) for _ in range(2)]
-    losses = SetCriterion(CLASSES, HungarianMatcher())(
+    losses = SetCriterion(HungarianMatcher())(
         layers, layers[1], all_real(2, 20), random_targets(5, 0)
     )
     assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
@@ -182,4 +182,4 @@ def test_half_precision_at_large_scale_stays_finite() -> None:
 
 def test_unknown_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="weights must have the keys"):
-        SetCriterion(CLASSES, HungarianMatcher(), weights={"vfl": 1.0, "box": 5.0})
+        SetCriterion(HungarianMatcher(), weights={"vfl": 1.0, "box": 5.0})
