@@ -316,6 +316,7 @@ def test_order_and_augmentation_depend_on_seed_epoch_and_index(data: CocoDetecti
 
 def test_two_processes_train_together(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     def work(rank: int) -> None:
+        torch.set_num_threads(1)  # a forked process has lost the threads of its parent
         dist.init_process_group(
             "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=rank, world_size=2
         )
