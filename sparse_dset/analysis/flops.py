@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.detector import Detector
+from sparse_dset.models.modes import evaluation
 from sparse_dset.ops.flops import sampling_flops
 
 
@@ -52,7 +53,7 @@ def count_flops(
     parts = {name: Counter[Any]() for name in ("backbone", "pruner", "encoder", "neck", "decoder")}
     sampling = Counter[str]()
     with ExitStack() as stack:
-        stack.enter_context(_evaluation(model))
+        stack.enter_context(evaluation(model))
         stack.enter_context(torch.no_grad())
         # Fused attention kernels are operators that the counter may not know.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -95,18 +96,6 @@ def _modules(model: Detector) -> dict[str, list[nn.Module]]:
         "neck": [module for modules in neck for module in modules],
         "decoder": [*decoder.input_proj, decoder],  # the projections run before its forward
     }
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Switches to evaluation; afterwards every module has its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

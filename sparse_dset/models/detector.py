@@ -137,7 +137,7 @@ class Detector(nn.Module):
             None if targets is None else pad_targets(targets, self.num_classes, images.device)
         )
 
-        features = self._extract(images, geometry)
+        features = self._extract(images, valid, geometry)
         decision = None
         if padded_targets is not None or (execution != "dense" and kept is None):
             decision = self.pruner(features, valid, self._selector(execution, keep_ratio, progress))
@@ -199,7 +199,7 @@ class Detector(nn.Module):
             selector = selector.with_keep_ratio(keep_ratio)
         return selector.relaxed(progress)
 
-    def _extract(self, images: Tensor, geometry: Geometry) -> list[Tensor]:
+    def _extract(self, images: Tensor, valid: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
         """Runs the backbone; what it returns is zero in the padding."""
         # The faster layout for depthwise convolutions, and rows of a map need no transposition.
         images = images.contiguous(memory_format=torch.channels_last)
@@ -207,9 +207,7 @@ class Detector(nn.Module):
             return self.backbone(images)
         with padding_stays_zero(geometry.pixel_mask()):
             features = self.backbone(images)
-        return [
-            f * mask.unsqueeze(1) for f, mask in zip(features, geometry.valid_masks(), strict=True)
-        ]
+        return [f * mask.unsqueeze(1) for f, mask in zip(features, valid, strict=True)]
 
     def _kept(
         self,
@@ -245,13 +243,18 @@ class Detector(nn.Module):
             return [SparseMap.from_dense(f, Support.from_mask(m)) for f, m in zip(features, kept)]
         if execution == "masked":
             return _masked(features, kept)
-        maps: list[FeatureMap] = list(features)
-        if geometry.padded:
-            maps = _masked(features, valid)
+        maps = _dense(features, valid, geometry)
         if execution == "dense_scatter":
             for i in self.pruner.scatter_levels:
                 maps[i] = SparseMap.from_dense(features[i], Support.from_mask(kept[i]))
         return maps
+
+
+def _dense(
+    tensors: Sequence[Tensor], valid: Sequence[Tensor], geometry: Geometry
+) -> list[FeatureMap]:
+    """Marks the padding of dense maps, where there is any."""
+    return _masked(tensors, valid) if geometry.padded else list(tensors)
 
 
 def _masked(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> list[FeatureMap]:
@@ -263,7 +266,7 @@ def _scatter(
 ) -> list[FeatureMap]:
     """Scatters pruned levels back into zero-filled dense maps: where DSET loses its savings."""
     tensors = [m if isinstance(m, Tensor) else m.to_dense() for m in maps]
-    return _masked(tensors, valid) if geometry.padded else list(tensors)
+    return _dense(tensors, valid, geometry)
 
 
 def _check_execution(execution: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from sparse_dset.data.images import read_image
+from sparse_dset.models.modes import evaluation
 from sparse_dset.models.postprocess import select_detections
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def predict(
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     device = next(model.parameters()).device
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluation(model):
         return [
             found
             for start in range(0, len(images), batch_size)
@@ -71,9 +70,6 @@ def predict(
                 model, images[start : start + batch_size], threshold, device, options
             )
         ]
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _detect(

@@ -72,3 +72,18 @@ def test_errors_name_what_is_wrong(model: Detector, tmp_path: Path) -> None:
 
 def test_no_pictures(model: Detector) -> None:
     assert model.predict([]) == []
+
+
+def test_pictures_of_different_types_do_not_change_each_other(model: Detector) -> None:
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    (alone,) = model.predict([image], threshold=0.0)
+    mixed, _ = model.predict([image, image.float() / 255], threshold=0.0)
+    torch.testing.assert_close(mixed["scores"], alone["scores"])
+
+
+def test_every_module_keeps_its_mode(model: Detector, picture: Path) -> None:
+    model.train()
+    model.encoder.eval()
+    model.predict([picture])
+    assert model.decoder.training
+    assert not model.encoder.training

@@ -60,22 +60,19 @@ def test_counts_follow_the_content(kind):
     assert kept[0] > kept[1] == 1
 
 
-@pytest.mark.parametrize(
-    "selector",
-    [TopK(2, 4, 0.01), Threshold(2, 4, 1.0), Mass(2, 4, 0.01)],
-    ids=lambda s: type(s).__name__,
-)
-def test_at_least_min_tokens(selector):
+AT_LEAST_TWO = [TopK(2, 4, 0.01), Threshold(2, 4, 1.0), Mass(2, 4, 0.01)]
+AT_MOST_TWO = [TopK(1, 2, 1.0), Threshold(1, 2, 0.0), Mass(1, 2, 1.0)]
+
+
+@pytest.mark.parametrize("selector", AT_LEAST_TWO + AT_MOST_TWO, ids=repr)
+def test_counts_stay_within_their_bounds(selector):
     assert _kept(selector) == [[1, 0, 0, 0, 1, 0]]
 
 
-@pytest.mark.parametrize(
-    "selector",
-    [TopK(1, 2, 1.0), Threshold(1, 2, 0.0), Mass(1, 2, 1.0)],
-    ids=lambda s: type(s).__name__,
-)
-def test_at_most_max_tokens(selector):
-    assert _kept(selector) == [[1, 0, 0, 0, 1, 0]]
+@pytest.mark.parametrize("selector", AT_MOST_TWO, ids=repr)
+def test_a_cap_does_not_hold_before_pruning_sets_in(selector):
+    assert _kept(selector.relaxed(0.0)) == [[1] * 6]
+    assert _kept(selector.relaxed(1.0)) == [[1, 0, 0, 0, 1, 0]]
 
 
 @pytest.mark.parametrize(
