@@ -13,6 +13,7 @@ from sparse_dset.data.collate import Batch, collate
 from sparse_dset.engine import distributed
 from sparse_dset.engine.coco_evaluator import CocoEvaluator
 from sparse_dset.engine.randomness import init_worker
+from sparse_dset.models.modes import evaluation
 from sparse_dset.models.postprocess import select_detections
 
 Precision = Literal["off", "bf16", "fp16"]
@@ -71,9 +72,7 @@ def evaluate(
     device = torch.device(device)
     detections: dict[int, dict[str, Tensor]] = {}
     shares: dict[int, list[float]] = {}
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation(model):
         for batch in tqdm(
             loader, desc="evaluate", disable=not (progress and distributed.is_main())
         ):
@@ -88,8 +87,6 @@ def evaluate(
                 detections[image_id] = {name: value.cpu() for name, value in one.items()}
             kept = (out.num_kept / out.num_tokens.clamp(min=1)).tolist()
             shares.update(zip(ids, kept, strict=True))
-    finally:
-        model.train(was_training)
     evaluator = CocoEvaluator(dataset)
     for own in distributed.gather(detections):
         evaluator.update(own)

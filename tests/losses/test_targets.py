@@ -70,3 +70,12 @@ def test_num_boxes_is_the_mean_over_ranks(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(dist, "all_reduce", add_the_other_rank)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     assert pad_targets([make_target([0, 1, 2])], 3, "cpu").num_boxes == 4.0
+
+
+def test_what_is_wrong_with_a_target_is_named() -> None:
+    box = torch.tensor([[50.0, 50.0, 20.0, 20.0]])
+    with pytest.raises(ValueError, match="divide pixels"):
+        pad_targets([{"labels": torch.tensor([0]), "boxes": box}], 1, "cpu")
+    with pytest.raises(ValueError, match="integers"):
+        pad_targets([{"labels": torch.tensor([0.7]), "boxes": box / 100}], 1, "cpu")
+    assert pad_targets([{"labels": torch.tensor([0]), "boxes": box / 100}], 1, "cpu").mask.all()

@@ -33,3 +33,10 @@ def test_sparse_equals_masked_with_initial_weights(training: bool) -> None:
         if one is not None:
             scale = max(1.0, one.abs().max().item())
             torch.testing.assert_close(one, gradients[1][name], rtol=0, atol=1e-4 * scale)
+
+
+def test_targets_must_be_as_many_as_images() -> None:
+    model = build_detector("nano", 3, pretrained=False)
+    target = {"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+    with pytest.raises(ValueError, match="1 targets were given for 2 images"):
+        model(torch.rand(2, 3, 64, 64), [target])
