@@ -1,0 +1,277 @@
+// Convolutions of rows: 3x3 over a support, 1x1 over any rows.
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "derived.h"
+#include "dispatch.h"
+#include "tables.h"
+
+namespace sparse_dset {
+namespace {
+
+// What a unit of work costs, for the choice of an algorithm. Relative to each other is what counts.
+struct Costs {
+  double indirect, winograd2, winograd4;  // a multiply-add
+  double transform2, transform4;          // a channel of a tile, in and out
+};
+Costs costs = {1.0, 1.0, 1.0, 110.0, 190.0};
+
+constexpr int TILES_AT_A_TIME = 48;  // of 4x4: what they become fits the second cache
+
+Activation parse_activation(c10::string_view name) {
+  if (name == "none") return Activation::none;
+  if (name == "relu") return Activation::relu;
+  if (name == "silu") return Activation::silu;
+  TORCH_CHECK(false, "activation must be none, relu or silu, got ", std::string(name));
+}
+
+void check_rows(const at::Tensor& rows, const char* name) {
+  TORCH_CHECK(rows.scalar_type() == at::kFloat && rows.dim() == 2, name,
+              " must be float32 [N, channels], got ", rows.scalar_type(), " ", rows.sizes());
+}
+
+// Rows may be farther apart than they are long (a slice of wider rows).
+at::Tensor with_dense_rows(const at::Tensor& rows) {
+  return rows.stride(1) == 1 || rows.size(1) == 1 ? rows : rows.contiguous();
+}
+
+int64_t count_panels(int64_t channels) {
+  return (channels + kernels().panel - 1) / kernels().panel;
+}
+
+// Memory that a thread keeps for its next task.
+float* scratch(int64_t floats) {
+  thread_local std::vector<float> memory;
+  if (int64_t(memory.size()) < floats) memory.resize(floats);
+  return memory.data();
+}
+
+Derivation parse_algorithm(c10::string_view name) {
+  if (name == "indirect") return Derivation::indirect;
+  if (name == "winograd2") return Derivation::winograd2;
+  if (name == "winograd4") return Derivation::winograd4;
+  TORCH_CHECK(false, "algorithm must be auto, indirect, winograd2 or winograd4, got ", std::string(name));
+}
+
+const char* name_of(Derivation algorithm) {
+  if (algorithm == Derivation::winograd2) return "winograd2";
+  return algorithm == Derivation::winograd4 ? "winograd4" : "indirect";
+}
+
+int tile_size(Derivation algorithm) { return algorithm == Derivation::winograd2 ? 2 : 4; }
+
+// The algorithm that is expected to be fastest; without a row map the stride is 2, which only the
+// indirect one can do.
+Derivation choose(const at::Tensor& table, const std::optional<at::Tensor>& row_map,
+                  int64_t in_channels, int64_t out_channels) {
+  if (!row_map) return Derivation::indirect;
+  const double products = double(in_channels) * out_channels;
+  const double channels = double(in_channels + out_channels);
+  const double indirect = pairs_of(table).pairs() * products * costs.indirect;
+  const double two = tiles_of(*row_map, 2).count() *
+                     (16 * products * costs.winograd2 + channels * costs.transform2);
+  const double four = tiles_of(*row_map, 4).count() *
+                      (36 * products * costs.winograd4 + channels * costs.transform4);
+  if (indirect <= std::min(two, four)) return Derivation::indirect;
+  return two < four ? Derivation::winograd2 : Derivation::winograd4;
+}
+
+at::Tensor pack(const at::Tensor& weight, Derivation derivation) {
+  return derive_from_weight(weight, derivation, [&] {
+    const at::Tensor source = weight.contiguous();
+    const float* w = source.const_data_ptr<float>();
+    const int out = weight.size(0), in = weight.size(1);
+    const auto empty = [&](int64_t floats) { return at::empty({floats}, weight.options()); };
+    at::Tensor packed;
+    if (derivation == Derivation::pointwise || derivation == Derivation::indirect) {
+      const int taps = source.numel() / std::max<int64_t>(1, int64_t(out) * in);
+      packed = empty(kernels().packed_size(taps, in, out));
+      kernels().pack(w, taps, in, out, 1, taps, int64_t(in) * taps, packed.data_ptr<float>());
+    } else {
+      const int size = tile_size(derivation), points = (size + 2) * (size + 2);
+      at::Tensor transformed = empty(int64_t(points) * in * out);
+      kernels().winograd_weight(w, out, in, size, transformed.data_ptr<float>());
+      packed = empty(kernels().packed_size(points, in, out));
+      kernels().pack(transformed.const_data_ptr<float>(), points, in, out, int64_t(in) * out, out, 1,
+                     packed.data_ptr<float>());
+    }
+    return packed;
+  });
+}
+
+void run_indirect(const Convolution& conv, const PairLists& pairs) {
+  const int64_t blocks = pairs.blocks(), panels = count_panels(conv.out_channels);
+  // Blocks of one panel after another: its weights stay near.
+  at::parallel_for(0, panels * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t block = task % blocks, first = block * PAIR_BLOCK;
+      kernels().indirect(conv,
+                         {int(first), int(std::min(first + PAIR_BLOCK, pairs.rows)),
+                          pairs.offsets(block), pairs.in(), pairs.out(), int(pairs.taps)},
+                         int(task / blocks));
+    }
+  });
+}
+
+void run_winograd(const Convolution& conv, const TileList& tiles) {
+  const int size = tiles.size, points = tiles.side() * tiles.side();
+  const int64_t count = tiles.count(), panels = count_panels(conv.out_channels);
+  const int64_t threads = at::get_num_threads(), most = TILES_AT_A_TIME * 36 / points;
+  // Few tiles: each thread makes its own columns of all of them, so that no weight is read twice.
+  const bool by_panels = count < threads * most && panels >= threads;
+  const int64_t columns = by_panels ? threads : 1;
+  const int64_t chunks_needed = (count + most - 1) / most;
+  const int64_t chunks = by_panels ? chunks_needed : std::max(threads, (chunks_needed + threads - 1) / threads * threads);
+  at::parallel_for(0, columns * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t column = task / chunks, chunk = task % chunks;
+      const int64_t first = count * chunk / chunks, last = count * (chunk + 1) / chunks;
+      if (first == last) continue;
+      kernels().winograd(conv, size, tiles.rows() + first * points, int(last - first),
+                         int(panels * column / columns), int(panels * (column + 1) / columns),
+                         scratch(kernels().winograd_scratch(size, int(last - first), conv.in_channels)));
+    }
+  });
+}
+
+at::Tensor sparse_conv2d(const at::Tensor& features_, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias, const at::Tensor& table,
+                         const std::optional<at::Tensor>& row_map, c10::string_view algorithm,
+                         c10::string_view activation) {
+  check_rows(features_, "features");
+  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() == 4 &&
+                  weight.size(1) == features_.size(1) && weight.size(2) * weight.size(3) == table.size(1),
+              "weight must be float32 [C_out, ", features_.size(1), ", 3, 3], got ",
+              weight.scalar_type(), " ", weight.sizes());
+  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 &&
+                        bias->size(0) == weight.size(0)),
+              "bias must be float32 [", weight.size(0), "]");
+  const int64_t in = weight.size(1), out_channels = weight.size(0);
+  at::Tensor out = at::empty({table.size(0), out_channels}, features_.options());
+  if (out.numel() == 0) return out;
+  const Derivation chosen = algorithm == "auto" ? choose(table, row_map, in, out_channels)
+                                                : parse_algorithm(algorithm);
+  const at::Tensor features = with_dense_rows(features_), packed = pack(weight, chosen);
+  const at::Tensor zeros = at::zeros({in}, features.options());
+  const at::Tensor dense_bias = bias ? bias->contiguous() : at::Tensor();
+  const Convolution conv = {features.const_data_ptr<float>(),
+                            features.stride(0),
+                            zeros.const_data_ptr<float>(),
+                            packed.const_data_ptr<float>(),
+                            bias ? dense_bias.const_data_ptr<float>() : nullptr,
+                            out.data_ptr<float>(),
+                            int(in),
+                            int(out_channels),
+                            parse_activation(activation)};
+  if (chosen == Derivation::indirect) {
+    const PairLists pairs = pairs_of(table);
+    TORCH_CHECK(pairs.num_input_rows() <= features.size(0), "table names row ",
+                pairs.num_input_rows() - 1, " of ", features.size(0));
+    run_indirect(conv, pairs);
+    return out;
+  }
+  TORCH_CHECK(row_map, name_of(chosen), " needs stride 1");
+  const TileList tiles = tiles_of(*row_map, tile_size(chosen));
+  TORCH_CHECK(tiles.num_rows() == features.size(0) && tiles.num_rows() == out.size(0),
+              "row_map has ", tiles.num_rows(), " rows, features ", features.size(0), " and table ",
+              out.size(0));
+  run_winograd(conv, tiles);
+  return out;
+}
+
+at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_, const at::Tensor& table) {
+  check_rows(features_, "features");
+  check_rows(grad_, "grad");
+  const at::Tensor features = features_.contiguous(), grad = grad_.contiguous();
+  const int64_t in = features.size(1), out = grad.size(1), taps = table.size(1);
+  TORCH_CHECK(grad.size(0) == table.size(0), "grad must have ", table.size(0), " rows, got ",
+              grad.size(0));
+  const PairLists pairs = pairs_of(table);
+  TORCH_CHECK(pairs.num_input_rows() <= features.size(0), "table names row ",
+              pairs.num_input_rows() - 1, " of ", features.size(0));
+  at::Tensor result = at::zeros({taps, in, out}, features.options());
+  const int64_t panels = count_panels(out);
+  at::parallel_for(0, taps * panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t tap = task / panels;
+      for (int64_t block = 0; block < pairs.blocks(); ++block) {
+        const int32_t first = pairs.offsets(block)[tap], last = pairs.offsets(block)[tap + 1];
+        kernels().weight_gradient(features.const_data_ptr<float>(), grad.const_data_ptr<float>(),
+                                  pairs.in() + first, pairs.out() + first, last - first, int(in),
+                                  int(out), int(task % panels), result.data_ptr<float>() + tap * in * out);
+      }
+    }
+  });
+  return result.permute({2, 1, 0}).contiguous();
+}
+
+at::Tensor pointwise_conv(const at::Tensor& features_, const at::Tensor& weight,
+                          const std::optional<at::Tensor>& bias, c10::string_view activation) {
+  check_rows(features_, "features");
+  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() == 2 &&
+                  weight.size(1) == features_.size(1),
+              "weight must be float32 [C_out, ", features_.size(1), "], got ", weight.scalar_type(),
+              " ", weight.sizes());
+  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 &&
+                        bias->size(0) == weight.size(0)),
+              "bias must be float32 [", weight.size(0), "]");
+  const int64_t rows = features_.size(0), channels = weight.size(0);
+  at::Tensor out = at::empty({rows, channels}, features_.options());
+  if (out.numel() == 0) return out;
+  const at::Tensor features = with_dense_rows(features_), packed = pack(weight, Derivation::pointwise);
+  const at::Tensor dense_bias = bias ? bias->contiguous() : at::Tensor();
+  const Convolution conv = {features.const_data_ptr<float>(),
+                            features.stride(0),
+                            nullptr,
+                            packed.const_data_ptr<float>(),
+                            bias ? dense_bias.const_data_ptr<float>() : nullptr,
+                            out.data_ptr<float>(),
+                            int(weight.size(1)),
+                            int(channels),
+                            parse_activation(activation)};
+  const int64_t panels = count_panels(channels);
+  at::parallel_for(0, rows, 48, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = 0; panel < panels; ++panel)
+      kernels().pointwise(conv, int(begin), int(end), int(panel));
+  });
+  return out;
+}
+
+std::string chosen_algorithm(const at::Tensor& table, const std::optional<at::Tensor>& row_map,
+                             int64_t in_channels, int64_t out_channels) {
+  return name_of(choose(table, row_map, in_channels, out_channels));
+}
+
+void set_costs(at::ArrayRef<double> values) {
+  TORCH_CHECK(values.size() == 5, "5 costs are needed, got ", values.size());
+  costs = {values[0], values[1], values[2], values[3], values[4]};
+}
+
+std::string cpu_capability() { return kernels().name; }
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
+  m.def("sparse_conv2d_cpu(Tensor features, Tensor weight, Tensor? bias, Tensor table, Tensor? row_map, "
+        "str algorithm, str activation) -> Tensor");
+  m.def("sparse_conv2d_cpu_weight_gradient(Tensor features, Tensor grad, Tensor table) -> Tensor");
+  m.def("pointwise_conv_cpu(Tensor features, Tensor weight, Tensor? bias, str activation) -> Tensor");
+  m.def("chosen_algorithm(Tensor table, Tensor? row_map, int in_channels, int out_channels) -> str",
+        chosen_algorithm);
+  m.def("set_costs(float[] values) -> ()", set_costs);
+  m.def("cpu_capability() -> str", cpu_capability);
+}
+
+TORCH_LIBRARY_IMPL(sparse_dset, CPU, m) {
+  m.impl("sparse_conv2d_cpu", sparse_conv2d);
+  m.impl("sparse_conv2d_cpu_weight_gradient", weight_gradient);
+  m.impl("pointwise_conv_cpu", pointwise_conv);
+}
+
+}  // namespace sparse_dset

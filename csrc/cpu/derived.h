@@ -1,0 +1,21 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+
+namespace sparse_dset {
+
+// What a tensor is a source of.
+enum class Derivation { indirect, winograd2, winograd4, pointwise, pairs, tiles2, tiles4 };
+
+// Returns what `make` makes of a weight, made once and kept as long as the weight's memory and values
+// stay as they are. Values are watched through the version counter, which every in-place operation
+// and every optimiser moves, and, as writing through `.data` does not move it, through a sample of 64
+// of them. Inference tensors have no version: nothing is kept for them.
+at::Tensor derive_from_weight(const at::Tensor& weight, Derivation, const std::function<at::Tensor()>& make);
+
+// The same for tables, which are never written to once they exist.
+at::Tensor derive_from_table(const at::Tensor& table, Derivation, const std::function<at::Tensor()>& make);
+
+}  // namespace sparse_dset

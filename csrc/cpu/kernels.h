@@ -1,0 +1,97 @@
+// The inner loops, one set per instruction set: no threads, no memory of their own.
+//
+// Weights come packed: C_out is cut into panels of `panel` columns (the last one may be narrower,
+// rounded up to `width`), and a panel holds its matrices [C_in, columns] one after the other.
+#pragma once
+
+#include <cstdint>
+
+namespace sparse_dset {
+
+enum class Activation { none, relu, silu };
+
+// A convolution from rows to rows.
+struct Convolution {
+  const float* features;  // [N_in, C_in], rows `feature_stride` floats apart
+  int64_t feature_stride;
+  const float* zero_row;  // [C_in] zeros
+  const float* weight;    // packed
+  const float* bias;      // [C_out] or null
+  float* out;             // [N_out, C_out], contiguous
+  int in_channels, out_channels;
+  Activation activation;
+};
+
+// The existing (input row, output row) pairs of a block of output rows, tap by tap.
+struct PairBlock {
+  int first_row, last_row;  // the output rows
+  const int32_t* offsets;   // [taps + 1] into `in` and `out`
+  const int32_t* in;
+  const int32_t* out;
+  int taps;
+};
+
+// Multi-scale bilinear sampling of rows for one image; see ops/deform_attn.py for its meaning.
+struct Sampling {
+  const float* const* rows;  // per level
+  const float* background;  // [levels, row_width], what a cell without a row reads
+  int row_width;
+  const int32_t* const* row_maps;  // per level [height, width], the row of each cell or -1
+  const int* heights;
+  const int* widths;
+  const float* extents;  // [levels, 2], (height, width) in cells, fractions included
+  int heads, levels, points;
+  int head_stride;  // head h reads columns [h * head_stride, h * head_stride + head_width)
+  int head_width;
+};
+
+// What a corner of a sample reads, and how much of it.
+struct Corner {
+  const float* row;
+  float weight;
+};
+
+struct Kernels {
+  const char* name;
+  int width;  // floats per vector
+  int panel;  // columns per panel
+
+  // Floats that `count` matrices [rows, columns] take when packed.
+  int64_t (*packed_size)(int count, int rows, int columns);
+  // Packs matrices: element (m, r, c) is at m * matrix_stride + r * row_stride + c * column_stride.
+  void (*pack)(const float* source, int count, int rows, int columns, int64_t matrix_stride,
+               int64_t row_stride, int64_t column_stride, float* packed);
+
+  // Rows [first, last) times one matrix; one panel of columns.
+  void (*pointwise)(const Convolution&, int first, int last, int panel_index);
+  // One matrix per tap; one block of output rows and one panel of columns.
+  void (*indirect)(const Convolution&, const PairBlock&, int panel_index);
+  // Adds features^T times grad over `count` pairs to one panel of result [C_in, C_out].
+  void (*weight_gradient)(const float* features, const float* grad, const int32_t* in,
+                          const int32_t* out, int count, int in_channels, int out_channels,
+                          int panel_index, float* result);
+
+  // Kernels [C_out, C_in, 3, 3] to matrices [(size + 2)^2, C_in, C_out].
+  void (*winograd_weight)(const float* weight, int out_channels, int in_channels, int size,
+                          float* transformed);
+  // Floats of scratch memory that `winograd` needs for so many tiles.
+  int64_t (*winograd_scratch)(int size, int tiles, int in_channels);
+  // Panels [first_panel, last_panel) of tiles [T, (size + 2)^2], the input rows under each tile
+  // (-1 = no site), whose inner size x size rows are the output rows.
+  void (*winograd)(const Convolution&, int size, const int32_t* tiles, int num_tiles, int first_panel,
+                   int last_panel, float* scratch);
+
+  // One query: locations [heads, levels, points, 2], weights [heads, levels, points] to
+  // out [heads, head_width] and coverage [heads] (the weight that lies inside the image, or null).
+  // `corners` is scratch for 4 * levels * points.
+  void (*sample)(const Sampling&, const float* locations, const float* weights, Corner* corners,
+                 float* out, float* coverage);
+  // One query and head; adds to grad_rows (per level) and grad_background, writes the others.
+  void (*sample_backward)(const Sampling&, int head, const float* grad, const float* locations,
+                          const float* weights, float* const* grad_rows, float* grad_background,
+                          float* grad_locations, float* grad_weights);
+};
+
+extern const Kernels kernels_avx512, kernels_avx2, kernels_portable;
+
+}  // namespace sparse_dset

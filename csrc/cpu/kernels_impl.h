@@ -1,0 +1,540 @@
+// The inner loops for vectors of SIMD_BYTES; see kernels.h.
+
+constexpr int ROWS = 6;  // of a register tile
+constexpr int MAX_VECS = SIMD_BYTES == 64 ? 4 : 2;  // and its columns, in vectors
+constexpr int PANEL = MAX_VECS * WIDTH;
+constexpr int DEPTH = 128;           // input channels at a time: a panel's part fits the first cache
+constexpr int POINTWISE_ROWS = 96;   // output rows at a time, as they are finished while still near
+constexpr int GRADIENT_PAIRS = 256;  // pairs at a time, whose rows fit the second cache
+
+INLINE int at_most(int a, int b) { return a < b ? a : b; }
+INLINE int round_up(int n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
+INLINE int panels(int columns) { return (columns + PANEL - 1) / PANEL; }
+// Columns of a panel, and the same rounded up to whole vectors.
+INLINE int panel_columns(int columns, int index) { return at_most(columns - index * PANEL, PANEL); }
+INLINE int padded_columns(int columns, int index) { return round_up(panel_columns(columns, index)); }
+
+int64_t packed_size(int count, int rows, int columns) {
+  return int64_t(count) * rows * round_up(columns);
+}
+
+// Where a panel starts in packed memory.
+INLINE int64_t panel_offset(int count, int rows, int index) {
+  return int64_t(count) * rows * PANEL * index;
+}
+
+void pack(const float* source, int count, int rows, int columns, int64_t matrix_stride,
+          int64_t row_stride, int64_t column_stride, float* packed) {
+  for (int p = 0; p < panels(columns); ++p) {
+    const int real = panel_columns(columns, p), padded = padded_columns(columns, p);
+    for (int m = 0; m < count; ++m)
+      for (int r = 0; r < rows; ++r) {
+        const float* from = source + m * matrix_stride + r * row_stride + p * PANEL * column_stride;
+        for (int c = 0; c < real; ++c) packed[c] = from[c * column_stride];
+        for (int c = real; c < padded; ++c) packed[c] = 0.0f;
+        packed += padded;
+      }
+  }
+}
+
+// outs[i] (+)= rows[i] [depth] times panel [depth, V * WIDTH]; all sums stay in registers. Meanwhile
+// `depth` lines of what comes next are brought nearer.
+template <int M, int V, bool ACCUMULATE>
+void multiply(const float* const* rows, const float* panel, int depth, float* const* outs, int columns,
+              const float* next) {
+  const int last = columns - (V - 1) * WIDTH;
+  Vec sums[M][V];
+  const float* row[M];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) {
+    row[i] = rows[i];
+#pragma GCC unroll 4
+    for (int j = 0; j < V; ++j)
+      sums[i][j] = !ACCUMULATE   ? Vec{}
+                   : j < V - 1 ? load(outs[i] + j * WIDTH)
+                               : load_first(outs[i] + j * WIDTH, last);
+  }
+  for (int k = 0; k < depth; ++k) {
+    Vec b[V];
+#pragma GCC unroll 4
+    for (int j = 0; j < V; ++j) b[j] = load(panel + j * WIDTH);
+    panel += V * WIDTH;
+    __builtin_prefetch(next + k * WIDTH, 0, 2);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      const float a = row[i][k];
+#pragma GCC unroll 4
+      for (int j = 0; j < V; ++j) sums[i][j] += b[j] * a;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < V - 1; ++j) store(outs[i] + j * WIDTH, sums[i][j]);
+    store_first(outs[i] + (V - 1) * WIDTH, sums[i][V - 1], last);
+  }
+}
+
+// A table of function<rows, vectors>, indexed by [vectors - 1][rows - 1].
+#define TILE_ROW(f, v) \
+  { f<1, v>, f<2, v>, f<3, v>, f<4, v>, f<5, v>, f<6, v> }
+#if SIMD_BYTES == 64
+#define TILE_TABLE(f) TILE_ROW(f, 1), TILE_ROW(f, 2), TILE_ROW(f, 3), TILE_ROW(f, 4)
+#else
+#define TILE_TABLE(f) TILE_ROW(f, 1), TILE_ROW(f, 2)
+#endif
+
+template <int M, int V>
+constexpr auto set = multiply<M, V, false>;
+template <int M, int V>
+constexpr auto add = multiply<M, V, true>;
+
+typedef void (*Multiply)(const float* const*, const float*, int, float* const*, int, const float*);
+
+INLINE Multiply multiply_for(int rows, int vecs, bool accumulate) {
+  static constexpr Multiply sets[MAX_VECS][ROWS] = {TILE_TABLE(set)};
+  static constexpr Multiply adds[MAX_VECS][ROWS] = {TILE_TABLE(add)};
+  return (accumulate ? adds : sets)[vecs - 1][rows - 1];
+}
+
+// row = activation(row + bias)
+template <Activation activation>
+void finish(float* row, const float* bias, int columns) {
+  for (int c = 0; c < columns; c += WIDTH) {
+    const int left = columns - c;
+    const Vec sum = load_first(row + c, left) + (bias ? load_first(bias + c, left) : Vec{});
+    store_first(row + c, activate<activation>(sum), left);
+  }
+}
+
+INLINE void finish_row(const Convolution& conv, float* row, int column, int columns) {
+  const float* bias = conv.bias ? conv.bias + column : nullptr;
+  if (conv.activation == Activation::relu) return finish<Activation::relu>(row, bias, columns);
+  if (conv.activation == Activation::silu) return finish<Activation::silu>(row, bias, columns);
+  if (bias) finish<Activation::none>(row, bias, columns);
+}
+
+void pointwise(const Convolution& conv, int first, int last, int panel_index) {
+  const int column = panel_index * PANEL;
+  const int columns = panel_columns(conv.out_channels, panel_index), padded = round_up(columns);
+  const float* panel = conv.weight + panel_offset(1, conv.in_channels, panel_index);
+  for (int start = first; start < last; start += POINTWISE_ROWS) {
+    const int end = at_most(start + POINTWISE_ROWS, last);
+    for (int k = 0; k < conv.in_channels; k += DEPTH) {
+      const int depth = at_most(conv.in_channels - k, DEPTH);
+      const float* weight = panel + int64_t(k) * padded;
+      const float* next = weight + int64_t(depth) * padded;
+      for (int r = start; r < end; r += ROWS, next += depth * WIDTH) {
+        const int m = at_most(end - r, ROWS);
+        const float* rows[ROWS];
+        float* outs[ROWS];
+        for (int i = 0; i < m; ++i) {
+          rows[i] = conv.features + (r + i) * conv.feature_stride + k;
+          outs[i] = conv.out + int64_t(r + i) * conv.out_channels + column;
+        }
+        multiply_for(m, padded / WIDTH, k > 0)(rows, weight, depth, outs, columns, next);
+        if (k + depth == conv.in_channels)
+          for (int i = 0; i < m; ++i) finish_row(conv, outs[i], column, columns);
+      }
+    }
+  }
+}
+
+void indirect(const Convolution& conv, const PairBlock& block, int panel_index) {
+  const int column = panel_index * PANEL;
+  const int columns = panel_columns(conv.out_channels, panel_index), padded = round_up(columns);
+  const auto out_row = [&](int r) { return conv.out + int64_t(r) * conv.out_channels + column; };
+  for (int r = block.first_row; r < block.last_row; ++r)
+    __builtin_memset(out_row(r), 0, sizeof(float) * columns);
+  const float* weight = conv.weight + panel_offset(block.taps, conv.in_channels, panel_index);
+  for (int tap = 0; tap < block.taps; ++tap)
+    for (int k = 0; k < conv.in_channels; k += DEPTH) {
+      const int depth = at_most(conv.in_channels - k, DEPTH), end = block.offsets[tap + 1];
+      const float* next = weight + int64_t(depth) * padded;
+      for (int pair = block.offsets[tap]; pair < end; pair += ROWS, next += depth * WIDTH) {
+        const int m = at_most(end - pair, ROWS);
+        const float* rows[ROWS];
+        float* outs[ROWS];
+        for (int i = 0; i < m; ++i) {
+          rows[i] = conv.features + block.in[pair + i] * conv.feature_stride + k;
+          outs[i] = out_row(block.out[pair + i]);
+        }
+        multiply_for(m, padded / WIDTH, true)(rows, weight, depth, outs, columns, next);
+      }
+      weight += int64_t(depth) * padded;
+    }
+  for (int r = block.first_row; r < block.last_row; ++r) finish_row(conv, out_row(r), column, columns);
+}
+
+// result[M, V * WIDTH] += features[in, M]^T times grad[out, V * WIDTH].
+template <int M, int V>
+void add_outer_products(const float* features, int in_channels, const int32_t* in, const float* grad,
+                        int out_channels, const int32_t* out, int count, int columns, float* result) {
+  const int last = columns - (V - 1) * WIDTH;
+  const auto columns_of = [&](int j) { return j < V - 1 ? WIDTH : last; };
+  Vec sums[M][V];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < V; ++j)
+      sums[i][j] = load_first(result + int64_t(i) * out_channels + j * WIDTH, columns_of(j));
+  for (int p = 0; p < count; ++p) {
+    const float* a = features + int64_t(in[p]) * in_channels;
+    const float* g = grad + int64_t(out[p]) * out_channels;
+    Vec b[V];
+#pragma GCC unroll 4
+    for (int j = 0; j < V; ++j) b[j] = load_first(g + j * WIDTH, columns_of(j));
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < V; ++j) sums[i][j] += b[j] * a[i];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < V; ++j)
+      store_first(result + int64_t(i) * out_channels + j * WIDTH, sums[i][j], columns_of(j));
+}
+
+typedef void (*AddOuterProducts)(const float*, int, const int32_t*, const float*, int, const int32_t*,
+                                 int, int, float*);
+
+void weight_gradient(const float* features, const float* grad, const int32_t* in, const int32_t* out,
+                     int count, int in_channels, int out_channels, int panel_index, float* result) {
+  static constexpr AddOuterProducts table[MAX_VECS][ROWS] = {TILE_TABLE(add_outer_products)};
+  const int column = panel_index * PANEL, columns = panel_columns(out_channels, panel_index);
+  const AddOuterProducts* functions = table[round_up(columns) / WIDTH - 1];
+  for (int pair = 0; pair < count; pair += GRADIENT_PAIRS) {
+    const int pairs = at_most(count - pair, GRADIENT_PAIRS);
+    for (int c = 0; c < in_channels; c += ROWS)
+      functions[at_most(in_channels - c, ROWS) - 1](
+          features + c, in_channels, in + pair, grad + column, out_channels, out + pair, pairs,
+          columns, result + int64_t(c) * out_channels + column);
+  }
+}
+
+// Winograd's minimal filtering F(m x m, 3 x 3): Lavin and Gray, "Fast Algorithms for Convolutional
+// Neural Networks", 2016. Each `in`, `weight` and `out` is one of the two one-dimensional transforms.
+template <int SIZE>
+struct Winograd;
+
+template <>
+struct Winograd<2> {
+  template <class T>
+  INLINE void in(const T (&d)[4], T (&v)[4]) {
+    v[0] = d[0] - d[2];
+    v[1] = d[1] + d[2];
+    v[2] = d[2] - d[1];
+    v[3] = d[1] - d[3];
+  }
+  template <class T>
+  INLINE void weight(const T (&g)[3], T (&u)[4]) {
+    u[0] = g[0];
+    u[1] = 0.5f * (g[0] + g[1] + g[2]);
+    u[2] = 0.5f * (g[0] - g[1] + g[2]);
+    u[3] = g[2];
+  }
+  template <class T>
+  INLINE void out(const T (&m)[4], T (&y)[2]) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] - m[3];
+  }
+};
+
+template <>
+struct Winograd<4> {
+  template <class T>
+  INLINE void in(const T (&d)[6], T (&v)[6]) {
+    const T a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1];
+    const T c = d[4] - d[2], e = 2.0f * (d[3] - d[1]);
+    v[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
+    v[1] = a + b;
+    v[2] = a - b;
+    v[3] = c + e;
+    v[4] = c - e;
+    v[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+  }
+  template <class T>
+  INLINE void weight(const T (&g)[3], T (&u)[6]) {
+    u[0] = 0.25f * g[0];
+    u[1] = (-1.0f / 6) * (g[0] + g[1] + g[2]);
+    u[2] = (-1.0f / 6) * (g[0] - g[1] + g[2]);
+    u[3] = (1.0f / 24) * g[0] + (1.0f / 12) * g[1] + (1.0f / 6) * g[2];
+    u[4] = (1.0f / 24) * g[0] - (1.0f / 12) * g[1] + (1.0f / 6) * g[2];
+    u[5] = g[2];
+  }
+  template <class T>
+  INLINE void out(const T (&m)[6], T (&y)[4]) {
+    const T a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], d = m[3] - m[4];
+    y[0] = m[0] + a + c;
+    y[1] = b + 2.0f * d;
+    y[2] = a + 4.0f * c;
+    y[3] = b + 8.0f * d + m[5];
+  }
+};
+
+template <int SIZE>
+void transform_weight(const float* weight, int out_channels, int in_channels, float* transformed) {
+  constexpr int N = SIZE + 2;
+  const int64_t matrix = int64_t(in_channels) * out_channels;
+  for (int o = 0; o < out_channels; ++o)
+    for (int i = 0; i < in_channels; ++i) {
+      const float* g = weight + (int64_t(o) * in_channels + i) * 9;
+      double columns[3][N], u[N];
+      for (int x = 0; x < 3; ++x) {
+        const double tap[3] = {g[x], g[3 + x], g[6 + x]};
+        Winograd<SIZE>::weight(tap, columns[x]);
+      }
+      for (int y = 0; y < N; ++y) {
+        const double tap[3] = {columns[0][y], columns[1][y], columns[2][y]};
+        Winograd<SIZE>::weight(tap, u);
+        for (int x = 0; x < N; ++x)
+          transformed[(y * N + x) * matrix + int64_t(i) * out_channels + o] = float(u[x]);
+      }
+    }
+}
+
+void winograd_weight(const float* weight, int out_channels, int in_channels, int size,
+                     float* transformed) {
+  (size == 2 ? transform_weight<2> : transform_weight<4>)(weight, out_channels, in_channels,
+                                                          transformed);
+}
+
+int64_t winograd_scratch(int size, int tiles, int in_channels) {
+  const int points = (size + 2) * (size + 2);
+  return int64_t(points) * tiles * (round_up(in_channels) + PANEL);
+}
+
+// Gathers and transforms tiles to [points, tiles, C_in rounded up].
+template <int SIZE>
+void transform_input(const Convolution& conv, const int32_t* tiles, int num_tiles, float* transformed) {
+  constexpr int N = SIZE + 2;
+  const int channels = round_up(conv.in_channels);
+  const int64_t matrix = int64_t(num_tiles) * channels;
+  for (int t = 0; t < num_tiles; ++t) {
+    const float* rows[N * N];
+    for (int i = 0; i < N * N; ++i) {
+      const int32_t row = tiles[t * N * N + i];
+      rows[i] = row < 0 ? conv.zero_row : conv.features + row * conv.feature_stride;
+    }
+    for (int c = 0; c < channels; c += WIDTH) {
+      const int left = conv.in_channels - c;
+      Vec columns[N][N];
+#pragma GCC unroll 8
+      for (int x = 0; x < N; ++x) {
+        Vec d[N], v[N];
+#pragma GCC unroll 8
+        for (int y = 0; y < N; ++y) d[y] = load_first(rows[y * N + x] + c, left);
+        Winograd<SIZE>::in(d, v);
+#pragma GCC unroll 8
+        for (int y = 0; y < N; ++y) columns[y][x] = v[y];
+      }
+      float* to = transformed + t * channels + c;
+#pragma GCC unroll 8
+      for (int y = 0; y < N; ++y) {
+        Vec v[N];
+        Winograd<SIZE>::in(columns[y], v);
+#pragma GCC unroll 8
+        for (int x = 0; x < N; ++x) store(to + (y * N + x) * matrix, v[x]);
+      }
+    }
+  }
+}
+
+// Transforms [points, tiles, padded] back and scatters the outputs that exist.
+template <int SIZE, Activation activation>
+void transform_output(const Convolution& conv, const int32_t* tiles, int num_tiles, int column,
+                      int columns, const float* products) {
+  constexpr int N = SIZE + 2;
+  const int padded = round_up(columns);
+  const int64_t matrix = int64_t(num_tiles) * padded;
+  for (int c = 0; c < columns; c += WIDTH) {
+    const int left = columns - c;
+    const Vec bias = conv.bias ? load_first(conv.bias + column + c, left) : Vec{};
+    for (int t = 0; t < num_tiles; ++t) {
+      const float* from = products + t * padded + c;
+      Vec half[SIZE][N];
+#pragma GCC unroll 8
+      for (int x = 0; x < N; ++x) {
+        Vec m[N], y[SIZE];
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) m[i] = load(from + (i * N + x) * matrix);
+        Winograd<SIZE>::out(m, y);
+#pragma GCC unroll 8
+        for (int i = 0; i < SIZE; ++i) half[i][x] = y[i];
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < SIZE; ++i) {
+        Vec y[SIZE];
+        Winograd<SIZE>::out(half[i], y);
+#pragma GCC unroll 4
+        for (int x = 0; x < SIZE; ++x) {
+          const int32_t row = tiles[t * N * N + (i + 1) * N + x + 1];
+          if (row < 0) continue;
+          float* to = conv.out + int64_t(row) * conv.out_channels + column + c;
+          store_first(to, activate<activation>(y[x] + bias), left);
+        }
+      }
+    }
+  }
+}
+
+template <int SIZE>
+void run_winograd(const Convolution& conv, const int32_t* tiles, int num_tiles, int first_panel,
+                  int last_panel, float* scratch) {
+  constexpr int POINTS = (SIZE + 2) * (SIZE + 2);
+  const int channels = round_up(conv.in_channels);
+  float* products = scratch + int64_t(POINTS) * num_tiles * channels;
+  transform_input<SIZE>(conv, tiles, num_tiles, scratch);
+  for (int p = first_panel; p < last_panel; ++p) {
+    const int columns = panel_columns(conv.out_channels, p), padded = round_up(columns);
+    const float* weight = conv.weight + panel_offset(POINTS, conv.in_channels, p);
+    for (int point = 0; point < POINTS; ++point)
+      for (int k = 0; k < conv.in_channels; k += DEPTH) {
+        const int depth = at_most(conv.in_channels - k, DEPTH);
+        const float* row = scratch + int64_t(point) * num_tiles * channels + k;
+        const float* next = weight + int64_t(depth) * padded;
+        float* out = products + int64_t(point) * num_tiles * padded;
+        for (int t = 0; t < num_tiles; t += ROWS) {
+          const int m = at_most(num_tiles - t, ROWS);
+          const float* rows[ROWS];
+          float* outs[ROWS];
+          for (int i = 0; i < m; ++i, row += channels, out += padded) rows[i] = row, outs[i] = out;
+          multiply_for(m, padded / WIDTH, k > 0)(rows, weight, depth, outs, padded, next);
+          next += depth * WIDTH;
+        }
+        weight += int64_t(depth) * padded;
+      }
+    const auto transform = conv.activation == Activation::relu   ? transform_output<SIZE, Activation::relu>
+                           : conv.activation == Activation::silu ? transform_output<SIZE, Activation::silu>
+                                                                 : transform_output<SIZE, Activation::none>;
+    transform(conv, tiles, num_tiles, p * PANEL, columns, products);
+  }
+}
+
+void winograd(const Convolution& conv, int size, const int32_t* tiles, int num_tiles, int first_panel,
+              int last_panel, float* scratch) {
+  (size == 2 ? run_winograd<2> : run_winograd<4>)(conv, tiles, num_tiles, first_panel, last_panel,
+                                                  scratch);
+}
+
+// Where a sample falls: the cell above and left of it, and how far it lies beyond.
+struct Place {
+  int x, y;
+  float fx, fy;
+  bool near;  // some corner may be inside the image
+};
+
+INLINE Place place(const Sampling& s, int level, const float* location) {
+  const float x = location[0] * s.extents[2 * level + 1] - 0.5f;
+  const float y = location[1] * s.extents[2 * level] - 0.5f;
+  // Also false for NaN; what is near fits an int.
+  if (!(x > -1.0f && y > -1.0f && x < s.widths[level] && y < s.heights[level])) return {0, 0, 0, 0, false};
+  const int left = x < 0 ? -1 : int(x), top = y < 0 ? -1 : int(y);
+  return {left, top, x - left, y - top, true};
+}
+
+// What a cell reads, or null outside the image (padding included).
+INLINE const float* cell_row(const Sampling& s, int level, int x, int y, int32_t& row) {
+  const int height = at_most(s.heights[level], int(__builtin_ceilf(s.extents[2 * level])));
+  const int width = at_most(s.widths[level], int(__builtin_ceilf(s.extents[2 * level + 1])));
+  if (x < 0 || y < 0 || x >= width || y >= height) return nullptr;
+  row = s.row_maps[level][y * s.widths[level] + x];
+  if (row >= 0) return s.rows[level] + int64_t(row) * s.row_width;
+  return s.background + int64_t(level) * s.row_width;
+}
+
+template <int V>
+INLINE void weighted_sum(const Corner* corners, int count, int column, float* out, int last) {
+  Vec sums[V] = {};
+  for (int i = 0; i < count; ++i) {
+    const float* row = corners[i].row + column;
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j)
+      sums[j] += load_first(row + j * WIDTH, j < V - 1 ? WIDTH : last) * corners[i].weight;
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < V; ++j) store_first(out + j * WIDTH, sums[j], j < V - 1 ? WIDTH : last);
+}
+
+void sample(const Sampling& s, const float* locations, const float* weights, Corner* corners,
+            float* out, float* coverage) {
+  for (int h = 0; h < s.heads; ++h) {
+    int count = 0;
+    float inside = 0.0f;
+    for (int level = 0; level < s.levels; ++level)
+      for (int p = 0; p < s.points; ++p, locations += 2, ++weights) {
+        const Place at = place(s, level, locations);
+        if (!at.near) continue;
+        for (int corner = 0; corner < 4; ++corner) {
+          const int right = corner & 1, low = corner >> 1;
+          int32_t row;
+          const float* from = cell_row(s, level, at.x + right, at.y + low, row);
+          if (!from) continue;
+          const float weight = *weights * (right ? at.fx : 1 - at.fx) * (low ? at.fy : 1 - at.fy);
+          inside += weight;
+          corners[count++] = {from + h * s.head_stride, weight};
+        }
+      }
+    if (coverage) coverage[h] = inside;
+    int c = 0;
+    for (; c + 8 * WIDTH <= s.head_width; c += 8 * WIDTH)
+      weighted_sum<8>(corners, count, c, out + c, WIDTH);
+    for (; c + 2 * WIDTH <= s.head_width; c += 2 * WIDTH)
+      weighted_sum<2>(corners, count, c, out + c, WIDTH);
+    for (; c < s.head_width; c += WIDTH)
+      weighted_sum<1>(corners, count, c, out + c, at_most(s.head_width - c, WIDTH));
+    out += s.head_width;
+  }
+}
+
+INLINE float sum_of(Vec v) {
+  float total = 0.0f;
+  for (int i = 0; i < WIDTH; ++i) total += v[i];
+  return total;
+}
+
+INLINE float dot(const float* a, const float* b, int n) {
+  Vec sum = {};
+  for (int c = 0; c < n; c += WIDTH) sum += load_first(a + c, n - c) * load_first(b + c, n - c);
+  return sum_of(sum);
+}
+
+INLINE void add_scaled(float* to, const float* from, float scale, int n) {
+  for (int c = 0; c < n; c += WIDTH)
+    store_first(to + c, load_first(to + c, n - c) + load_first(from + c, n - c) * scale, n - c);
+}
+
+void sample_backward(const Sampling& s, int head, const float* grad, const float* locations,
+                     const float* weights, float* const* grad_rows, float* grad_background,
+                     float* grad_locations, float* grad_weights) {
+  const int column = head * s.head_stride;
+  for (int level = 0; level < s.levels; ++level)
+    for (int p = 0; p < s.points; ++p) {
+      const int i = level * s.points + p;
+      grad_locations[2 * i] = grad_locations[2 * i + 1] = grad_weights[i] = 0.0f;
+      const Place at = place(s, level, locations + 2 * i);
+      if (!at.near) continue;
+      float products[4] = {};
+      for (int corner = 0; corner < 4; ++corner) {
+        const int right = corner & 1, low = corner >> 1;
+        int32_t row;
+        const float* from = cell_row(s, level, at.x + right, at.y + low, row);
+        if (!from) continue;
+        const float share = (right ? at.fx : 1 - at.fx) * (low ? at.fy : 1 - at.fy);
+        products[corner] = dot(grad, from + column, s.head_width);
+        grad_weights[i] += share * products[corner];
+        float* to = row >= 0 ? grad_rows[level] + int64_t(row) * s.row_width
+                             : grad_background + int64_t(level) * s.row_width;
+        add_scaled(to + column, grad, share * weights[i], s.head_width);
+      }
+      const float dx = (1 - at.fy) * (products[1] - products[0]) + at.fy * (products[3] - products[2]);
+      const float dy = (1 - at.fx) * (products[2] - products[0]) + at.fx * (products[3] - products[1]);
+      grad_locations[2 * i] = weights[i] * s.extents[2 * level + 1] * dx;
+      grad_locations[2 * i + 1] = weights[i] * s.extents[2 * level] * dy;
+    }
+}
+
+#define KERNELS(name)                                                                            \
+  {name,     WIDTH,           PANEL,           packed_size,      pack,     pointwise,           \
+   indirect, weight_gradient, winograd_weight, winograd_scratch, winograd, sample, sample_backward}

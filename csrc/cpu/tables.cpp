@@ -1,0 +1,165 @@
+// Tables of rows: windows of a support, their inverse, tiles, lists of pairs.
+#include "tables.h"
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "derived.h"
+
+namespace sparse_dset {
+namespace {
+
+void check_row_map(const at::Tensor& row_map) {
+  TORCH_CHECK(row_map.dim() == 3 && row_map.scalar_type() == at::kInt && row_map.is_contiguous(),
+              "row_map must be contiguous int32 [B, H, W], got ", row_map.scalar_type(), " ",
+              row_map.sizes());
+}
+
+void check_table(const at::Tensor& table) {
+  TORCH_CHECK(table.dim() == 2 && table.scalar_type() == at::kInt && table.is_contiguous(),
+              "table must be contiguous int32 [N, taps], got ", table.scalar_type(), " ",
+              table.sizes());
+}
+
+// The row of a cell, -1 outside the grid.
+struct Grid {
+  explicit Grid(const at::Tensor& row_map)
+      : rows(row_map.const_data_ptr<int32_t>()), height(row_map.size(1)), width(row_map.size(2)) {}
+
+  int32_t at(int64_t batch, int64_t y, int64_t x) const {
+    if (y < 0 || x < 0 || y >= height || x >= width) return -1;
+    return rows[(batch * height + y) * width + x];
+  }
+
+  const int32_t* rows;
+  const int64_t height, width;
+};
+
+at::Tensor neighbor_table(const at::Tensor& row_map, const at::Tensor& indices, int64_t stride) {
+  check_row_map(row_map);
+  TORCH_CHECK(indices.dim() == 2 && indices.size(1) == 3 && indices.scalar_type() == at::kInt &&
+                  indices.is_contiguous(),
+              "indices must be contiguous int32 [N, 3], got ", indices.scalar_type(), " ",
+              indices.sizes());
+  const int64_t count = indices.size(0);
+  at::Tensor table = at::empty({count, 9}, indices.options());
+  const Grid grid(row_map);
+  const int32_t* site = indices.const_data_ptr<int32_t>();
+  int32_t* out = table.data_ptr<int32_t>();
+  at::parallel_for(0, count, 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t batch = site[3 * n], y = site[3 * n + 1] * stride, x = site[3 * n + 2] * stride;
+      TORCH_CHECK(batch >= 0 && batch < row_map.size(0), "site ", n, " is of image ", batch, " of ",
+                  row_map.size(0));
+      for (int64_t tap = 0; tap < 9; ++tap)
+        out[9 * n + tap] = grid.at(batch, y + tap / 3 - 1, x + tap % 3 - 1);
+    }
+  });
+  return table;
+}
+
+at::Tensor inverse_table(const at::Tensor& table, int64_t num_rows) {
+  check_table(table);
+  const int64_t count = table.size(0), taps = table.size(1);
+  at::Tensor inverse = at::full({num_rows, taps}, -1, table.options());
+  const int32_t* in = table.const_data_ptr<int32_t>();
+  int32_t* out = inverse.data_ptr<int32_t>();
+  for (int64_t n = 0; n < count; ++n)
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t row = in[n * taps + tap];
+      if (row < 0) continue;
+      TORCH_CHECK(row < num_rows, "table[", n, ", ", tap, "] = ", row, " but there are ", num_rows,
+                  " rows");
+      out[row * taps + tap] = int32_t(n);
+    }
+  return inverse;
+}
+
+// Copies the rows of a window, whose first cell may lie outside the grid.
+void copy_window(const Grid& grid, int64_t batch, int64_t y, int64_t x, int side, int32_t* out) {
+  const bool inside = y >= 0 && x >= 0 && y + side <= grid.height && x + side <= grid.width;
+  for (int i = 0; i < side; ++i, out += side)
+    if (inside)
+      std::copy_n(grid.rows + (batch * grid.height + y + i) * grid.width + x, side, out);
+    else
+      for (int j = 0; j < side; ++j) out[j] = grid.at(batch, y + i, x + j);
+}
+
+at::Tensor make_tiles(const at::Tensor& row_map, int size) {
+  const int side = size + 2;
+  const Grid grid(row_map);
+  const int64_t rows = (grid.height + size - 1) / size, columns = (grid.width + size - 1) / size;
+  const int64_t most = row_map.size(0) * rows * columns * side * side;
+  at::Tensor memory = at::empty({1 + most}, row_map.options());
+  int32_t* const start = memory.data_ptr<int32_t>();
+  int32_t last = -1, *tile = start + 1;
+  for (int64_t batch = 0; batch < row_map.size(0); ++batch)
+    for (int64_t y = 0; y < grid.height; y += size)
+      for (int64_t x = 0; x < grid.width; x += size) {
+        copy_window(grid, batch, y - 1, x - 1, side, tile);
+        int32_t largest = -1;
+        for (int i = 1; i <= size; ++i)
+          for (int j = 1; j <= size; ++j) largest = std::max(largest, tile[i * side + j]);
+        last = std::max(last, largest);
+        if (largest >= 0) tile += side * side;  // else the next one takes its place
+      }
+  *start = last + 1;
+  return memory.narrow(0, 0, tile - start);
+}
+
+at::Tensor make_pairs(const at::Tensor& table) {
+  const int64_t rows = table.size(0), taps = table.size(1);
+  const int32_t* source = table.const_data_ptr<int32_t>();
+  std::vector<int32_t> offsets, in, out;
+  in.reserve(rows * taps);
+  out.reserve(rows * taps);
+  for (int64_t start = 0; start < rows; start += PAIR_BLOCK) {
+    const int64_t end = std::min(start + PAIR_BLOCK, rows);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      offsets.push_back(int32_t(in.size()));
+      for (int64_t n = start; n < end; ++n)
+        if (source[n * taps + tap] >= 0) {
+          in.push_back(source[n * taps + tap]);
+          out.push_back(int32_t(n));
+        }
+    }
+    offsets.push_back(int32_t(in.size()));
+  }
+  at::Tensor memory = at::empty({int64_t(1 + offsets.size() + 2 * in.size())}, table.options());
+  int32_t* to = memory.data_ptr<int32_t>();
+  *to++ = in.empty() ? 0 : 1 + *std::max_element(in.begin(), in.end());
+  to = std::copy(offsets.begin(), offsets.end(), to);
+  to = std::copy(in.begin(), in.end(), to);
+  std::copy(out.begin(), out.end(), to);
+  return memory;
+}
+
+}  // namespace
+
+TileList tiles_of(const at::Tensor& row_map, int size) {
+  check_row_map(row_map);
+  const Derivation tiles = size == 2 ? Derivation::tiles2 : Derivation::tiles4;
+  return {derive_from_table(row_map, tiles, [&] { return make_tiles(row_map, size); }), size};
+}
+
+PairLists pairs_of(const at::Tensor& table) {
+  check_table(table);
+  const auto make = [&] { return make_pairs(table); };
+  return {derive_from_table(table, Derivation::pairs, make), table.size(0), table.size(1)};
+}
+
+TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
+  m.def("neighbor_table(Tensor row_map, Tensor indices, int stride) -> Tensor");
+  m.def("inverse_table(Tensor table, SymInt num_rows) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(sparse_dset, CPU, m) {
+  m.impl("neighbor_table", neighbor_table);
+  m.impl("inverse_table", inverse_table);
+}
+
+}  // namespace sparse_dset

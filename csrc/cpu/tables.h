@@ -1,0 +1,41 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace sparse_dset {
+
+// The tiles of `size` x `size` cells that hold a site, made once per row map.
+struct TileList {
+  at::Tensor memory;  // int32: the number of rows, then the tiles
+  int size;
+  int64_t side() const { return size + 2; }
+  int64_t count() const { return (memory.numel() - 1) / (side() * side()); }
+  int64_t num_rows() const { return *memory.const_data_ptr<int32_t>(); }
+  // [count, side^2], the rows under each tile and its border, -1 = none.
+  const int32_t* rows() const { return memory.const_data_ptr<int32_t>() + 1; }
+};
+
+// row_map: int32 [B, H, W], the row of each cell, -1 = none.
+TileList tiles_of(const at::Tensor& row_map, int size);
+
+constexpr int PAIR_BLOCK = 256;  // output rows
+
+// The existing pairs of blocks of output rows, tap by tap, made once per table.
+struct PairLists {
+  at::Tensor memory;  // int32: the number of input rows, offsets [blocks, taps + 1], in, out
+  int64_t rows, taps;
+  int64_t blocks() const { return (rows + PAIR_BLOCK - 1) / PAIR_BLOCK; }
+  int64_t pairs() const { return (memory.numel() - 1 - blocks() * (taps + 1)) / 2; }
+  int64_t num_input_rows() const { return *memory.const_data_ptr<int32_t>(); }
+  // [taps + 1], places in `in` and `out`.
+  const int32_t* offsets(int64_t block) const {
+    return memory.const_data_ptr<int32_t>() + 1 + block * (taps + 1);
+  }
+  const int32_t* in() const { return offsets(blocks()); }
+  const int32_t* out() const { return in() + pairs(); }
+};
+
+// table: int32 [N_out, taps], the input row under each tap, -1 = none.
+PairLists pairs_of(const at::Tensor& table);
+
+}  // namespace sparse_dset
