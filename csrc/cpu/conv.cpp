@@ -22,7 +22,8 @@ struct Costs {
 };
 Costs costs = {1.0, 1.0, 1.0, 110.0, 190.0};
 
-constexpr int TILES_AT_A_TIME = 48;  // of 4x4: what they become fits the second cache
+constexpr int64_t TILES_AT_A_TIME = 48;  // of 4x4: what they become fits the second cache
+constexpr int64_t POINTWISE_ROWS = 192;  // as many rows of features stay in the second cache
 
 Activation parse_activation(c10::string_view name) {
   if (name == "none") return Activation::none;
@@ -107,16 +108,23 @@ at::Tensor pack(const at::Tensor& weight, Derivation derivation) {
 
 void run_indirect(const Convolution& conv, const PairLists& pairs) {
   const int64_t blocks = pairs.blocks(), panels = count_panels(conv.out_channels);
-  // Blocks of one panel after another: its weights stay near.
-  at::parallel_for(0, panels * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task % blocks, first = block * PAIR_BLOCK;
-      kernels().indirect(conv,
-                         {int(first), int(std::min(first + PAIR_BLOCK, pairs.rows)),
-                          pairs.offsets(block), pairs.in(), pairs.out(), int(pairs.taps)},
-                         int(task / blocks));
-    }
-  });
+  const auto run = [&](int64_t panel, int64_t block) {
+    kernels().indirect(conv,
+                       {int(pairs.first_row(block)), int(pairs.first_row(block + 1)),
+                        pairs.offsets(block), pairs.in(), pairs.out(), int(pairs.taps)},
+                       int(panel));
+  };
+  // Threads share out what is larger, weights or rows, and the other is read by all of them.
+  if (pairs.taps * conv.out_channels > 8 * pairs.rows && panels >= at::get_num_threads())
+    at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t panel = begin; panel < end; ++panel)
+        for (int64_t block = 0; block < blocks; ++block) run(panel, block);
+    });
+  else
+    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t panel = 0; panel < panels; ++panel)
+        for (int64_t block = begin; block < end; ++block) run(panel, block);
+    });
 }
 
 void run_winograd(const Convolution& conv, const TileList& tiles) {
@@ -237,8 +245,9 @@ at::Tensor pointwise_conv(const at::Tensor& features_, const at::Tensor& weight,
                             parse_activation(activation)};
   const int64_t panels = count_panels(channels);
   at::parallel_for(0, rows, 48, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = 0; panel < panels; ++panel)
-      kernels().pointwise(conv, int(begin), int(end), int(panel));
+    for (int64_t first = begin; first < end; first += POINTWISE_ROWS)
+      for (int64_t panel = 0; panel < panels; ++panel)
+        kernels().pointwise(conv, int(first), int(std::min(first + POINTWISE_ROWS, end)), int(panel));
   });
   return out;
 }

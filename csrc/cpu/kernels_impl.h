@@ -4,7 +4,6 @@ constexpr int ROWS = 6;  // of a register tile
 constexpr int MAX_VECS = SIMD_BYTES == 64 ? 4 : 2;  // and its columns, in vectors
 constexpr int PANEL = MAX_VECS * WIDTH;
 constexpr int DEPTH = 128;           // input channels at a time: a panel's part fits the first cache
-constexpr int POINTWISE_ROWS = 96;   // output rows at a time, as they are finished while still near
 constexpr int GRADIENT_PAIRS = 256;  // pairs at a time, whose rows fit the second cache
 
 INLINE int at_most(int a, int b) { return a < b ? a : b; }
@@ -118,24 +117,21 @@ void pointwise(const Convolution& conv, int first, int last, int panel_index) {
   const int column = panel_index * PANEL;
   const int columns = panel_columns(conv.out_channels, panel_index), padded = round_up(columns);
   const float* panel = conv.weight + panel_offset(1, conv.in_channels, panel_index);
-  for (int start = first; start < last; start += POINTWISE_ROWS) {
-    const int end = at_most(start + POINTWISE_ROWS, last);
-    for (int k = 0; k < conv.in_channels; k += DEPTH) {
-      const int depth = at_most(conv.in_channels - k, DEPTH);
-      const float* weight = panel + int64_t(k) * padded;
-      const float* next = weight + int64_t(depth) * padded;
-      for (int r = start; r < end; r += ROWS, next += depth * WIDTH) {
-        const int m = at_most(end - r, ROWS);
-        const float* rows[ROWS];
-        float* outs[ROWS];
-        for (int i = 0; i < m; ++i) {
-          rows[i] = conv.features + (r + i) * conv.feature_stride + k;
-          outs[i] = conv.out + int64_t(r + i) * conv.out_channels + column;
-        }
-        multiply_for(m, padded / WIDTH, k > 0)(rows, weight, depth, outs, columns, next);
-        if (k + depth == conv.in_channels)
-          for (int i = 0; i < m; ++i) finish_row(conv, outs[i], column, columns);
+  for (int k = 0; k < conv.in_channels; k += DEPTH) {
+    const int depth = at_most(conv.in_channels - k, DEPTH);
+    const float* weight = panel + int64_t(k) * padded;
+    const float* next = weight + int64_t(depth) * padded;
+    for (int r = first; r < last; r += ROWS, next += depth * WIDTH) {
+      const int m = at_most(last - r, ROWS);
+      const float* rows[ROWS];
+      float* outs[ROWS];
+      for (int i = 0; i < m; ++i) {
+        rows[i] = conv.features + (r + i) * conv.feature_stride + k;
+        outs[i] = conv.out + int64_t(r + i) * conv.out_channels + column;
       }
+      multiply_for(m, padded / WIDTH, k > 0)(rows, weight, depth, outs, columns, next);
+      if (k + depth == conv.in_channels)
+        for (int i = 0; i < m; ++i) finish_row(conv, outs[i], column, columns);
     }
   }
 }
@@ -151,7 +147,7 @@ void indirect(const Convolution& conv, const PairBlock& block, int panel_index) 
     for (int k = 0; k < conv.in_channels; k += DEPTH) {
       const int depth = at_most(conv.in_channels - k, DEPTH), end = block.offsets[tap + 1];
       const float* next = weight + int64_t(depth) * padded;
-      for (int pair = block.offsets[tap]; pair < end; pair += ROWS, next += depth * WIDTH) {
+      for (int pair = block.offsets[tap]; pair < end; pair += ROWS) {
         const int m = at_most(end - pair, ROWS);
         const float* rows[ROWS];
         float* outs[ROWS];
@@ -160,6 +156,7 @@ void indirect(const Convolution& conv, const PairBlock& block, int panel_index) 
           outs[i] = out_row(block.out[pair + i]);
         }
         multiply_for(m, padded / WIDTH, true)(rows, weight, depth, outs, columns, next);
+        if (pair < block.offsets[tap] + 3 * ROWS) next += depth * WIDTH;
       }
       weight += int64_t(depth) * padded;
     }

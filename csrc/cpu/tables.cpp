@@ -111,14 +111,19 @@ at::Tensor make_tiles(const at::Tensor& row_map, int size) {
   return memory.narrow(0, 0, tile - start);
 }
 
+// Output rows of a block at most: their sums stay in the second cache.
+constexpr int64_t BLOCK_ROWS = 512;
+
 at::Tensor make_pairs(const at::Tensor& table) {
   const int64_t rows = table.size(0), taps = table.size(1);
   const int32_t* source = table.const_data_ptr<int32_t>();
   std::vector<int32_t> offsets, in, out;
   in.reserve(rows * taps);
   out.reserve(rows * taps);
-  for (int64_t start = 0; start < rows; start += PAIR_BLOCK) {
-    const int64_t end = std::min(start + PAIR_BLOCK, rows);
+  const int64_t threads = at::get_num_threads(), per_thread = (rows + threads - 1) / threads;
+  const int64_t blocks = threads * ((per_thread + BLOCK_ROWS - 1) / BLOCK_ROWS);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t start = rows * block / blocks, end = rows * (block + 1) / blocks;
     for (int64_t tap = 0; tap < taps; ++tap) {
       offsets.push_back(int32_t(in.size()));
       for (int64_t n = start; n < end; ++n)
@@ -129,9 +134,10 @@ at::Tensor make_pairs(const at::Tensor& table) {
     }
     offsets.push_back(int32_t(in.size()));
   }
-  at::Tensor memory = at::empty({int64_t(1 + offsets.size() + 2 * in.size())}, table.options());
+  at::Tensor memory = at::empty({int64_t(2 + offsets.size() + 2 * in.size())}, table.options());
   int32_t* to = memory.data_ptr<int32_t>();
   *to++ = in.empty() ? 0 : 1 + *std::max_element(in.begin(), in.end());
+  *to++ = int32_t(blocks);
   to = std::copy(offsets.begin(), offsets.end(), to);
   to = std::copy(in.begin(), in.end(), to);
   std::copy(out.begin(), out.end(), to);

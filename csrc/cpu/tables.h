@@ -18,18 +18,18 @@ struct TileList {
 // row_map: int32 [B, H, W], the row of each cell, -1 = none.
 TileList tiles_of(const at::Tensor& row_map, int size);
 
-constexpr int PAIR_BLOCK = 256;  // output rows
-
 // The existing pairs of blocks of output rows, tap by tap, made once per table.
 struct PairLists {
-  at::Tensor memory;  // int32: the number of input rows, offsets [blocks, taps + 1], in, out
+  at::Tensor memory;  // int32: numbers of input rows and of blocks, offsets [blocks, taps + 1], in, out
   int64_t rows, taps;
-  int64_t blocks() const { return (rows + PAIR_BLOCK - 1) / PAIR_BLOCK; }
-  int64_t pairs() const { return (memory.numel() - 1 - blocks() * (taps + 1)) / 2; }
   int64_t num_input_rows() const { return *memory.const_data_ptr<int32_t>(); }
+  int64_t blocks() const { return memory.const_data_ptr<int32_t>()[1]; }
+  int64_t pairs() const { return (memory.numel() - 2 - blocks() * (taps + 1)) / 2; }
+  // The first output row of a block.
+  int64_t first_row(int64_t block) const { return rows * block / blocks(); }
   // [taps + 1], places in `in` and `out`.
   const int32_t* offsets(int64_t block) const {
-    return memory.const_data_ptr<int32_t>() + 1 + block * (taps + 1);
+    return memory.const_data_ptr<int32_t>() + 2 + block * (taps + 1);
   }
   const int32_t* in() const { return offsets(blocks()); }
   const int32_t* out() const { return in() + pairs(); }
