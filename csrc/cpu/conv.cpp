@@ -148,49 +148,82 @@ void run_winograd(const Convolution& conv, const TileList& tiles) {
   });
 }
 
-at::Tensor sparse_conv2d(const at::Tensor& features_, const at::Tensor& weight,
-                         const std::optional<at::Tensor>& bias, const at::Tensor& table,
-                         const std::optional<at::Tensor>& row_map, c10::string_view algorithm,
-                         c10::string_view activation) {
-  check_rows(features_, "features");
-  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() == 4 &&
-                  weight.size(1) == features_.size(1) && weight.size(2) * weight.size(3) == table.size(1),
-              "weight must be float32 [C_out, ", features_.size(1), ", 3, 3], got ",
+// A convolution's operands, checked, and the memory that they lie in.
+struct Operands {
+  at::Tensor features, packed, bias, zeros, out;
+  Convolution conv;
+
+  Operands(const at::Tensor& features_, const at::Tensor& weight,
+           const std::optional<at::Tensor>& bias_, int64_t out_rows, Derivation algorithm,
+           c10::string_view activation)
+      : features(with_dense_rows(features_)),
+        packed(pack(weight, algorithm)),
+        bias(bias_ ? bias_->contiguous() : at::Tensor()),
+        zeros(at::zeros({features.size(1)}, features.options())),
+        out(at::empty({out_rows, weight.size(0)}, features.options())),
+        conv{features.const_data_ptr<float>(),
+             features.stride(0),
+             zeros.const_data_ptr<float>(),
+             packed.const_data_ptr<float>(),
+             bias_ ? bias.const_data_ptr<float>() : nullptr,
+             out.data_ptr<float>(),
+             int(weight.size(1)),
+             int(weight.size(0)),
+             parse_activation(activation)} {}
+};
+
+void check_weight(const at::Tensor& features, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias, int64_t taps) {
+  check_rows(features, "features");
+  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() >= 2 &&
+                  weight.size(1) == features.size(1) &&
+                  weight.numel() == weight.size(0) * weight.size(1) * taps,
+              "weight must be float32 [C_out, ", features.size(1), "] with ", taps, " taps, got ",
               weight.scalar_type(), " ", weight.sizes());
   TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 &&
                         bias->size(0) == weight.size(0)),
               "bias must be float32 [", weight.size(0), "]");
-  const int64_t in = weight.size(1), out_channels = weight.size(0);
-  at::Tensor out = at::empty({table.size(0), out_channels}, features_.options());
-  if (out.numel() == 0) return out;
-  const Derivation chosen = algorithm == "auto" ? choose(table, row_map, in, out_channels)
-                                                : parse_algorithm(algorithm);
-  const at::Tensor features = with_dense_rows(features_), packed = pack(weight, chosen);
-  const at::Tensor zeros = at::zeros({in}, features.options());
-  const at::Tensor dense_bias = bias ? bias->contiguous() : at::Tensor();
-  const Convolution conv = {features.const_data_ptr<float>(),
-                            features.stride(0),
-                            zeros.const_data_ptr<float>(),
-                            packed.const_data_ptr<float>(),
-                            bias ? dense_bias.const_data_ptr<float>() : nullptr,
-                            out.data_ptr<float>(),
-                            int(in),
-                            int(out_channels),
-                            parse_activation(activation)};
+}
+
+at::Tensor sparse_conv2d(const at::Tensor& features, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias, const at::Tensor& table,
+                         const std::optional<at::Tensor>& row_map, c10::string_view algorithm,
+                         c10::string_view activation) {
+  check_weight(features, weight, bias, table.size(1));
+  const Derivation chosen = algorithm == "auto"
+                                ? choose(table, row_map, weight.size(1), weight.size(0))
+                                : parse_algorithm(algorithm);
+  const Operands operands(features, weight, bias, table.size(0), chosen, activation);
+  if (operands.out.numel() == 0) return operands.out;
   if (chosen == Derivation::indirect) {
     const PairLists pairs = pairs_of(table);
     TORCH_CHECK(pairs.num_input_rows() <= features.size(0), "table names row ",
                 pairs.num_input_rows() - 1, " of ", features.size(0));
-    run_indirect(conv, pairs);
-    return out;
+    run_indirect(operands.conv, pairs);
+    return operands.out;
   }
-  TORCH_CHECK(row_map, name_of(chosen), " needs stride 1");
+  TORCH_CHECK(row_map && table.size(1) == 9, name_of(chosen), " needs 3x3 kernels and stride 1");
   const TileList tiles = tiles_of(*row_map, tile_size(chosen));
-  TORCH_CHECK(tiles.num_rows() == features.size(0) && tiles.num_rows() == out.size(0),
+  TORCH_CHECK(tiles.num_rows() == features.size(0) && tiles.num_rows() == table.size(0),
               "row_map has ", tiles.num_rows(), " rows, features ", features.size(0), " and table ",
-              out.size(0));
-  run_winograd(conv, tiles);
-  return out;
+              table.size(0));
+  run_winograd(operands.conv, tiles);
+  return operands.out;
+}
+
+at::Tensor dense_conv2d(const at::Tensor& x, const at::Tensor& weight,
+                        const std::optional<at::Tensor>& bias, c10::string_view algorithm,
+                        c10::string_view activation) {
+  TORCH_CHECK(x.dim() == 4, "x must be [B, C, H, W], got ", x.sizes());
+  const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast).permute({0, 2, 3, 1});
+  const at::Tensor features = map.reshape({-1, x.size(1)});
+  check_weight(features, weight, bias, 9);
+  const Derivation chosen = algorithm == "auto" ? Derivation::winograd4 : parse_algorithm(algorithm);
+  TORCH_CHECK(chosen != Derivation::indirect, "a dense convolution is computed by winograd2 or winograd4");
+  const Operands operands(features, weight, bias, features.size(0), chosen, activation);
+  if (operands.out.numel() != 0)
+    run_winograd(operands.conv, full_tiles(x.size(0), x.size(2), x.size(3), tile_size(chosen)));
+  return operands.out.view({x.size(0), x.size(2), x.size(3), weight.size(0)}).permute({0, 3, 1, 2});
 }
 
 at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_, const at::Tensor& table) {
@@ -219,37 +252,19 @@ at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_,
   return result.permute({2, 1, 0}).contiguous();
 }
 
-at::Tensor pointwise_conv(const at::Tensor& features_, const at::Tensor& weight,
+at::Tensor pointwise_conv(const at::Tensor& features, const at::Tensor& weight,
                           const std::optional<at::Tensor>& bias, c10::string_view activation) {
-  check_rows(features_, "features");
-  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() == 2 &&
-                  weight.size(1) == features_.size(1),
-              "weight must be float32 [C_out, ", features_.size(1), "], got ", weight.scalar_type(),
-              " ", weight.sizes());
-  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 &&
-                        bias->size(0) == weight.size(0)),
-              "bias must be float32 [", weight.size(0), "]");
-  const int64_t rows = features_.size(0), channels = weight.size(0);
-  at::Tensor out = at::empty({rows, channels}, features_.options());
-  if (out.numel() == 0) return out;
-  const at::Tensor features = with_dense_rows(features_), packed = pack(weight, Derivation::pointwise);
-  const at::Tensor dense_bias = bias ? bias->contiguous() : at::Tensor();
-  const Convolution conv = {features.const_data_ptr<float>(),
-                            features.stride(0),
-                            nullptr,
-                            packed.const_data_ptr<float>(),
-                            bias ? dense_bias.const_data_ptr<float>() : nullptr,
-                            out.data_ptr<float>(),
-                            int(weight.size(1)),
-                            int(channels),
-                            parse_activation(activation)};
-  const int64_t panels = count_panels(channels);
-  at::parallel_for(0, rows, 48, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin; first < end; first += POINTWISE_ROWS)
-      for (int64_t panel = 0; panel < panels; ++panel)
-        kernels().pointwise(conv, int(first), int(std::min(first + POINTWISE_ROWS, end)), int(panel));
-  });
-  return out;
+  check_weight(features, weight, bias, 1);
+  const Operands operands(features, weight, bias, features.size(0), Derivation::pointwise, activation);
+  const int64_t panels = count_panels(weight.size(0));
+  if (operands.out.numel() != 0)
+    at::parallel_for(0, features.size(0), 48, [&](int64_t begin, int64_t end) {
+      for (int64_t first = begin; first < end; first += POINTWISE_ROWS)
+        for (int64_t panel = 0; panel < panels; ++panel)
+          kernels().pointwise(operands.conv, int(first), int(std::min(first + POINTWISE_ROWS, end)),
+                              int(panel));
+    });
+  return operands.out;
 }
 
 std::string chosen_algorithm(const at::Tensor& table, const std::optional<at::Tensor>& row_map,
@@ -270,6 +285,7 @@ TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
   m.def("sparse_conv2d_cpu(Tensor features, Tensor weight, Tensor? bias, Tensor table, Tensor? row_map, "
         "str algorithm, str activation) -> Tensor");
   m.def("sparse_conv2d_cpu_weight_gradient(Tensor features, Tensor grad, Tensor table) -> Tensor");
+  m.def("dense_conv2d_cpu(Tensor x, Tensor weight, Tensor? bias, str algorithm, str activation) -> Tensor");
   m.def("pointwise_conv_cpu(Tensor features, Tensor weight, Tensor? bias, str activation) -> Tensor");
   m.def("chosen_algorithm(Tensor table, Tensor? row_map, int in_channels, int out_channels) -> str",
         chosen_algorithm);
@@ -280,6 +296,7 @@ TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
 TORCH_LIBRARY_IMPL(sparse_dset, CPU, m) {
   m.impl("sparse_conv2d_cpu", sparse_conv2d);
   m.impl("sparse_conv2d_cpu_weight_gradient", weight_gradient);
+  m.impl("dense_conv2d_cpu", dense_conv2d);
   m.impl("pointwise_conv_cpu", pointwise_conv);
 }
 

@@ -31,6 +31,8 @@ struct PairBlock {
   int taps;
 };
 
+constexpr int MAX_LEVELS = 16, MAX_HEADS = 64;  // of a sampling
+
 // Multi-scale bilinear sampling of rows for one image; see ops/deform_attn.py for its meaning.
 struct Sampling {
   const float* const* rows;  // per level
@@ -82,8 +84,8 @@ struct Kernels {
                    int last_panel, float* scratch);
 
   // One query: locations [heads, levels, points, 2], weights [heads, levels, points] to
-  // out [heads, head_width] and coverage [heads] (the weight that lies inside the image, or null).
-  // `corners` is scratch for 4 * levels * points.
+  // out [heads, head_width] and coverage [heads], the weight that falls inside the image.
+  // `corners` is scratch for 4 * heads * levels * points.
   void (*sample)(const Sampling&, const float* locations, const float* weights, Corner* corners,
                  float* out, float* coverage);
   // One query and head; adds to grad_rows (per level) and grad_background, writes the others.

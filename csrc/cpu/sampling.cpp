@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "dispatch.h"
@@ -34,6 +36,8 @@ struct Arguments {
                 "locations must be [B, Q, heads, L, P, 2], got ", locations.sizes());
     batch = locations.size(0), queries = locations.size(1), heads = locations.size(2);
     levels = locations.size(3), points = locations.size(4);
+    TORCH_CHECK(levels <= MAX_LEVELS && heads <= MAX_HEADS, "at most ", MAX_LEVELS, " levels and ",
+                MAX_HEADS, " heads are possible, got ", levels, " and ", heads);
     TORCH_CHECK(weights.sizes() == locations.sizes().slice(0, 5), "weights must be ",
                 locations.sizes().slice(0, 5), ", got ", weights.sizes());
     TORCH_CHECK(extents.dim() == 3 && extents.size(0) == batch && extents.size(1) == levels &&
@@ -95,6 +99,31 @@ struct Arguments {
   }
 };
 
+// In [0, 1], also for what is not a number.
+float clamped(float x) { return x > 0.0f ? std::min(x, 1.0f) : 0.0f; }
+
+// Orders queries by where they look, strip by strip: neighbours read the same rows, which then are
+// still in the second cache.
+std::vector<int64_t> reading_order(const float* locations, int64_t queries, int64_t heads,
+                                   int64_t samples_per_head) {
+  constexpr float STRIPS = 8.0f;
+  std::vector<std::pair<float, int64_t>> keys(queries);
+  for (int64_t q = 0; q < queries; ++q) {
+    float x = 0.0f, y = 0.0f;
+    for (int64_t h = 0; h < heads; ++h) {
+      const float* first = locations + (q * heads + h) * samples_per_head * 2;
+      x += clamped(first[0]);
+      y += clamped(first[1]);
+    }
+    const float strip = std::floor(y / heads * STRIPS);
+    keys[q] = {strip * 2.0f + x / heads, q};
+  }
+  std::sort(keys.begin(), keys.end());
+  std::vector<int64_t> order(queries);
+  for (int64_t q = 0; q < queries; ++q) order[q] = keys[q].second;
+  return order;
+}
+
 std::tuple<at::Tensor, at::Tensor> deform_attn(const at::Tensor& rows, at::TensorList row_maps,
                                                at::IntArrayRef level_sizes, const at::Tensor& locations,
                                                const at::Tensor& weights, const at::Tensor& extents,
@@ -107,13 +136,18 @@ std::tuple<at::Tensor, at::Tensor> deform_attn(const at::Tensor& rows, at::Tenso
   for (int64_t image = 0; image < a.batch; ++image) {
     const auto maps = a.image_row_maps(image);
     const Sampling sampling = a.sampling(image, level_rows, maps);
+    const auto order = reading_order(
+        a.locations.const_data_ptr<float>() + image * a.queries * samples * 2, a.queries, a.heads,
+        a.levels * a.points);
     at::parallel_for(0, a.queries, 16, [&](int64_t begin, int64_t end) {
-      std::vector<Corner> corners(4 * a.levels * a.points);
-      for (int64_t q = image * a.queries + begin; q < image * a.queries + end; ++q)
+      std::vector<Corner> corners(4 * samples);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t q = image * a.queries + order[i];
         kernels().sample(sampling, a.locations.const_data_ptr<float>() + q * samples * 2,
                          a.weights.const_data_ptr<float>() + q * samples, corners.data(),
                          out.data_ptr<float>() + q * a.heads * a.head_width,
                          coverage.data_ptr<float>() + q * a.heads);
+      }
     });
   }
   return {out, coverage};

@@ -6,6 +6,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include "derived.h"
@@ -150,6 +153,21 @@ TileList tiles_of(const at::Tensor& row_map, int size) {
   check_row_map(row_map);
   const Derivation tiles = size == 2 ? Derivation::tiles2 : Derivation::tiles4;
   return {derive_from_table(row_map, tiles, [&] { return make_tiles(row_map, size); }), size};
+}
+
+TileList full_tiles(int64_t batch, int64_t height, int64_t width, int size) {
+  static std::mutex mutex;
+  static auto* row_maps = new std::map<std::array<int64_t, 3>, at::Tensor>();  // outlives its users
+  at::Tensor row_map;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (row_maps->size() > 64) row_maps->clear();
+    at::Tensor& kept = (*row_maps)[{batch, height, width}];
+    if (!kept.defined())
+      kept = at::arange(batch * height * width, at::kInt).view({batch, height, width});
+    row_map = kept;
+  }
+  return tiles_of(row_map, size);
 }
 
 PairLists pairs_of(const at::Tensor& table) {

@@ -18,6 +18,9 @@ struct TileList {
 // row_map: int32 [B, H, W], the row of each cell, -1 = none.
 TileList tiles_of(const at::Tensor& row_map, int size);
 
+// The tiles of a batch of maps whose cells all hold a site, kept for the next call.
+TileList full_tiles(int64_t batch, int64_t height, int64_t width, int size);
+
 // The existing pairs of blocks of output rows, tap by tap, made once per table.
 struct PairLists {
   at::Tensor memory;  // int32: numbers of input rows and of blocks, offsets [blocks, taps + 1], in, out

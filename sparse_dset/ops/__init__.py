@@ -1,7 +1,12 @@
 """The operators on kept sites."""
 
 from sparse_dset.ops import flops  # noqa: F401  makes FLOP counters see the operators
-from sparse_dset.ops.deform_attn import dense_deform_attn, sparse_deform_attn
+from sparse_dset.ops.deform_attn import (
+    dense_deform_attn,
+    project_and_sample,
+    sparse_deform_attn,
+)
+from sparse_dset.ops.inference import dense_conv2d, pointwise_conv
 from sparse_dset.ops.segment import segment_mean, segment_sum
 from sparse_dset.ops.sparse_conv import (
     available_backends,
@@ -14,7 +19,10 @@ from sparse_dset.ops.sparse_conv import (
 __all__ = [
     "available_backends",
     "backend_problems",
+    "dense_conv2d",
     "dense_deform_attn",
+    "pointwise_conv",
+    "project_and_sample",
     "resolve_backend",
     "segment_mean",
     "segment_sum",

@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_dset.ops import cpu
+from sparse_dset.ops.inference import pointwise_conv
+from sparse_dset.ops.sparse_conv import resolve_backend
 from sparse_dset.structures.support import Support
+
+SAMPLING_COST = 4.0
+"""What a multiply-add of sampling costs, in multiply-adds of a matrix product (measured)."""
 
 
 def sparse_deform_attn(
@@ -21,6 +27,7 @@ def sparse_deform_attn(
     weights: Tensor,
     extents: Tensor,
     background: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Sums bilinear samples of the rows of all levels.
 
@@ -35,6 +42,8 @@ def sparse_deform_attn(
         weights: ``[B, Q, heads, L, P]``.
         extents: ``[B, L, 2]``, the image's (height, width) in cells, fractions included.
         background: ``[L, heads * dim]``; None reads zero.
+        backend: see ``resolve_backend``; "cpu" has a kernel of its own, the others sample by the
+            reference.
 
     Returns:
         ``[B, Q, heads * dim]`` of the dtype of ``value``; sums are made in float32 or wider.
@@ -45,6 +54,13 @@ def sparse_deform_attn(
     batch, queries, heads, levels, points, _ = _check(locations, weights, extents)
     _check_value(value, supports, background, batch, heads, levels)
     dtype = _sum_dtype(value, weights)
+    if resolve_backend(backend, value.device, torch.promote_types(dtype, locations.dtype)) == "cpu":
+        if background is None:
+            background = value.new_zeros(levels, value.shape[1])
+        sampled, _ = cpu.deform_attn_cpu(
+            value, supports, locations, weights, extents, background, whole_rows=False
+        )
+        return sampled.flatten(2).to(value.dtype)
     table = [value] if background is None else [value, background]
     nothing = value.new_zeros(1, value.shape[1])
     rows = torch.cat([part.to(dtype) for part in [*table, nothing]])
@@ -69,6 +85,68 @@ def sparse_deform_attn(
         mode="sum",
     )
     return sampled.view(batch, queries, value.shape[1]).to(value.dtype)
+
+
+def project_and_sample(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    supports: Sequence[Support],
+    locations: Tensor,
+    weights: Tensor,
+    extents: Tensor,
+    background: Tensor | None = None,
+    order: str = "auto",
+) -> Tensor:
+    """Samples rows after a linear projection, or projects what was sampled: both are linear.
+
+    Projecting first costs a product per row; sampling first samples all channels for every head,
+    and projects per query, which is less where rows are many. For inference: no gradients.
+
+    Args:
+        rows: ``[M, C]``, as ``value`` of ``sparse_deform_attn`` before the projection.
+        weight, bias: of the projection, ``[heads * dim, C]`` and ``[heads * dim]``.
+        supports, locations, weights, extents: see ``sparse_deform_attn``.
+        background: ``[L, C]``, unprojected features of cells without a row; None: zero.
+        order: "project_first", "sample_first" (where the C++ kernels run), or "auto" for the
+            cheaper one.
+
+    Returns:
+        ``[B, Q, heads * dim]``.
+    """
+    batch, queries, heads, levels, _, _ = _check(locations, weights, extents)
+    _check_value(rows, supports, background, batch, 1, levels)
+    if background is None:
+        background = rows.new_zeros(levels, rows.shape[1])
+    has_kernel = resolve_backend("auto", rows.device, _sum_dtype(rows, weights)) == "cpu"
+    if order == "auto":
+        first = _sample_first_is_cheaper(len(rows), weights, rows.shape[1]) and has_kernel
+        order = "sample_first" if first else "project_first"
+    if order == "project_first":
+        value = pointwise_conv(rows, weight, bias)
+        empty = F.linear(background, weight, bias)
+        return sparse_deform_attn(value, supports, locations, weights, extents, empty)
+    sampled, coverage = cpu.deform_attn_cpu(
+        rows, supports, locations, weights, extents, background, whole_rows=True
+    )
+    per_head = weight.view(heads, -1, weight.shape[1]).transpose(1, 2)
+    projected = torch.bmm(sampled.flatten(0, 1).transpose(0, 1), per_head).transpose(0, 1)
+    projected = projected + coverage.flatten(0, 1).unsqueeze(-1) * bias.view(heads, -1)
+    return projected.reshape(batch, queries, -1)
+
+
+def _sample_first_is_cheaper(num_rows: int, weights: Tensor, channels: int) -> bool:
+    """Compares both orders by their multiply-adds.
+
+    Args:
+        weights: ``[B, Q, heads, L, P]``.
+        channels: C, as wide as the projection.
+    """
+    queries, heads = weights.shape[0] * weights.shape[1], weights.shape[2]
+    corners = 4 * weights.numel() * channels
+    project_first = num_rows * channels**2 + SAMPLING_COST * corners / heads
+    sample_first = queries * channels**2 + SAMPLING_COST * corners
+    return sample_first < project_first
 
 
 def dense_deform_attn(

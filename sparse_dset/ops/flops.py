@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparse_dset.ops import reference, spconv_backend  # noqa: F401  they register the operators
+from sparse_dset import native
+from sparse_dset.ops import cpu, reference, spconv_backend  # noqa: F401  they register the operators
 
 
 def conv_flops(table: Tensor, in_channels: int, out_channels: int) -> int:
@@ -43,3 +44,28 @@ def _sparse_conv2d_flops(
     features: Tensor, weight: Tensor, table: Tensor, *_: Any, **__: Any
 ) -> int:
     return conv_flops(table, weight.shape[1], weight.shape[0])
+
+
+def _register_cpu() -> None:
+    """Counts what the C++ operators stand for, whatever algorithm saves some of it."""
+    ops = torch.ops.sparse_dset
+
+    @register_flop_formula(ops.sparse_conv2d_cpu, get_raw=True)
+    def _(features: Tensor, weight: Tensor, bias: Any, table: Tensor, *_: Any, **__: Any) -> int:
+        return conv_flops(table, weight.shape[1], weight.shape[0])
+
+    @register_flop_formula(ops.sparse_conv2d_cpu_weight_gradient, get_raw=True)
+    def _(features: Tensor, grad: Tensor, table: Tensor, **__: Any) -> int:
+        return conv_flops(table, features.shape[1], grad.shape[1])
+
+    @register_flop_formula(ops.dense_conv2d_cpu, get_raw=True)
+    def _(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+        return 2 * x.shape[0] * x.shape[2] * x.shape[3] * weight.numel()
+
+    @register_flop_formula(ops.pointwise_conv_cpu, get_raw=True)
+    def _(features: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+        return 2 * features.shape[0] * weight.numel()
+
+
+if not native.unavailable_reason():
+    _register_cpu()

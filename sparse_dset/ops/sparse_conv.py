@@ -9,12 +9,13 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from sparse_dset.ops import spconv_backend
+from sparse_dset import native
+from sparse_dset.ops import cpu, spconv_backend
+from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.ops.reference import sparse_conv2d_reference
 from sparse_dset.structures.support import Support
 
-ALGORITHMS = ("auto",)
-BACKENDS = ("auto", "reference", "spconv")
+BACKENDS = ("auto", "reference", "cpu", "spconv")
 
 _chosen: ContextVar[str] = ContextVar("sparse_conv2d backend", default="auto")
 
@@ -42,19 +43,27 @@ def available_backends() -> tuple[str, ...]:
 
 def backend_problems() -> dict[str, str]:
     """Returns each backend's name with "" if it can run here, else the reason why not."""
-    return {"reference": "", "spconv": spconv_backend.unavailable_reason()}
+    return {
+        "reference": "",
+        "cpu": native.unavailable_reason(),
+        "spconv": spconv_backend.unavailable_reason(),
+    }
 
 
-def resolve_backend(backend: str, device: torch.device | str) -> str:
+def resolve_backend(
+    backend: str, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> str:
     """Returns the name of the backend that runs on a device.
 
     Args:
-        backend: one of ``BACKENDS``. "auto" is "reference" on every device: on CPU it is the
-            faster one on pruned maps, and it needs nothing but PyTorch.
+        backend: one of ``BACKENDS``. "auto" is "cpu", the C++ kernels, where they are built and
+            compute in a type that is wide enough, else "reference", which needs nothing but
+            PyTorch.
         device: where the features are.
+        dtype: the type to compute in.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a device or type that the backend does not have.
         ImportError: a backend whose package is missing; the message names it.
     """
     if backend not in BACKENDS:
@@ -62,10 +71,16 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
     if backend == "auto":
         backend = _chosen.get()
     if backend == "auto":
-        return "reference"
+        fits = native.usable(device) and cpu.supports_dtype(dtype)
+        return "cpu" if fits else "reference"
     reason = backend_problems()[backend]
     if reason:
         raise ImportError(f"backend {backend!r} cannot run here: {reason}")
+    if backend == "cpu" and not (torch.device(device).type == "cpu" and cpu.supports_dtype(dtype)):
+        raise ValueError(
+            f"backend 'cpu' computes float32 and half types on a CPU, not {dtype} on {device}: "
+            "choose auto or reference"
+        )
     return backend
 
 
@@ -78,6 +93,7 @@ def sparse_conv2d(
     out_support: Support | None = None,
     algorithm: str = "auto",
     backend: str = "auto",
+    activation: str = "none",
 ) -> Tensor:
     """Convolves kept sites with a 3x3 kernel and padding 1; sites that are not kept read zero.
 
@@ -92,8 +108,9 @@ def sparse_conv2d(
         support: where the rows lie.
         stride: 1 or 2.
         out_support: for stride 2 the sites of the coarser level; for stride 1 None or ``support``.
-        algorithm: "auto".
+        algorithm: one of ``cpu.ALGORITHMS``; the other backends know "auto" only.
         backend: one of ``BACKENDS``.
+        activation: applied to the sum: "none", "relu" or "silu".
 
     Returns:
         ``[N_out, C_out]``, in autocast's dtype under autocast, else in the wider dtype of features
@@ -103,18 +120,42 @@ def sparse_conv2d(
         ValueError: an argument that does not fit; the message names it.
         ImportError: a backend whose package is missing.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}")
+    check_activation(activation)
     target = _target(support, stride, out_support)
     _check_tensors(features, weight, bias, support)
     dtype = _compute_dtype(features, weight)
+    backend = resolve_backend(backend, features.device, dtype)
+    _check_algorithm(algorithm, backend, stride)
     features, weight = features.to(dtype), weight.to(dtype)
-    if resolve_backend(backend, features.device) == "spconv":
+    bias = None if bias is None else bias.to(dtype)
+    if backend == "cpu":
+        # A fused activation hides what its gradient needs.
+        fused = "none" if _needs_gradient(features, weight, bias) else activation
+        out = cpu.sparse_conv2d_cpu(
+            features, weight, bias, support, stride, target, algorithm, fused
+        )
+        return out if fused == activation else activate(out, activation)
+    if backend == "spconv":
         out = spconv_backend.sparse_conv2d_spconv(features, weight, support, stride, target)
     else:
         table = support.neighbors() if stride == 1 else target.strided_neighbors(support)
         out = sparse_conv2d_reference(features, weight, table)
-    return out if bias is None else out + bias.to(dtype)
+    return activate(out if bias is None else out + bias, activation)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _check_algorithm(algorithm: str, backend: str, stride: int) -> None:
+    known = cpu.ALGORITHMS if backend == "cpu" else ("auto",)
+    if algorithm not in known:
+        raise ValueError(
+            f"unknown algorithm {algorithm!r} of backend {backend!r}: choose one of "
+            f"{', '.join(known)}"
+        )
+    if stride == 2 and algorithm.startswith("winograd"):
+        raise ValueError(f"algorithm {algorithm!r} needs stride 1: choose auto or indirect")
 
 
 def _target(support: Support, stride: int, out_support: Support | None) -> Support:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_dset import native
+
 
 class Support:
     """The kept sites of one level, immutable, with lazily cached lookup tables.
@@ -149,6 +151,10 @@ class Support:
         return self._counts
 
     def _windows(self, source: Support, stride: int) -> Tensor:
+        if native.usable(self.device):
+            return torch.ops.sparse_dset.neighbor_table(
+                source.row_map(), self.indices.contiguous(), stride
+            )
         padded = F.pad(source.row_map(), (1, 1, 1, 1), value=-1)
         offsets = torch.arange(3, device=self.device)
         batch, y, x = self.indices.long().unbind(1)

@@ -198,7 +198,7 @@ def test_compiles_in_one_graph() -> None:
         ({"stride": 2}, "out_support must name"),
         ({"stride": 2, "out_support": Support.full(3, 9, 12)}, "stride-2 convolution"),
         ({"out_support": Support.full(3, 9, 12)}, "out_support must be None or the support"),
-        ({"backend": "gpu"}, "choose one of auto, reference, spconv"),
+        ({"backend": "gpu"}, "choose one of auto, reference, cpu, spconv"),
         ({"algorithm": "fft"}, "choose one of auto"),
     ],
 )
@@ -211,7 +211,9 @@ def test_wrong_arguments_are_named(changes: dict[str, object], message: str) -> 
 
 
 def test_auto_resolves_to_a_usable_backend() -> None:
-    assert resolve_backend("auto", "cpu") == "reference"
+    expected = "reference" if backend_problems()["cpu"] else "cpu"
+    assert resolve_backend("auto", "cpu") == expected
+    assert resolve_backend("auto", "cpu", torch.float64) == "reference"
     assert backend_problems()["reference"] == ""
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_MIXING = ("conv2d", "max_pool2d", "avg_pool2d")
+_MIXING = ("conv2d", "max_pool2d", "avg_pool2d", "dense_conv2d")
 
 
 class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a function

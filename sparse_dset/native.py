@@ -1,0 +1,32 @@
+"""The C++ kernels: whether they are here, and the one place that loads them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+
+
+@functools.cache
+def unavailable_reason() -> str:
+    """Returns "" if the kernels are loaded, else why they are not and how to get them."""
+    spec = importlib.util.find_spec("sparse_dset._C")
+    if spec is None or spec.origin is None:
+        return (
+            "the C++ kernels were not built: install a C++20 compiler and reinstall with "
+            "pip install --no-build-isolation"
+        )
+    try:
+        torch.ops.load_library(spec.origin)
+    except OSError as error:
+        return (
+            f"the C++ kernels cannot be loaded ({error}); they fit the PyTorch that they were built "
+            "with: reinstall with pip install --no-build-isolation"
+        )
+    return ""
+
+
+def usable(device: torch.device | str) -> bool:
+    """Tells whether the kernels are loaded and made for this device."""
+    return torch.device(device).type == "cpu" and not unavailable_reason()

@@ -1,0 +1,221 @@
+"""The C++ operators of ``csrc/cpu``: shapes for tracing, gradients, and typed calls.
+
+They compute in float32; half types are converted on the way in and out. Weights are packed inside, once
+for every state of a weight (see csrc/cpu/derived.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_dset import native
+from sparse_dset.structures.support import Support
+
+ALGORITHMS = ("auto", "indirect", "winograd2", "winograd4")
+"""How a 3x3 convolution is computed: "indirect" multiplies existing pairs one tap at a time;
+"winogradM" makes MxM outputs at once with fewer multiplications (stride 1 only); "auto" takes the one
+that should be fastest for the sites at hand."""
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def supports_dtype(dtype: torch.dtype) -> bool:
+    """Tells whether the kernels compute in this type, or in a wider one."""
+    return dtype in _DTYPES
+
+
+def sparse_conv2d_cpu(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    support: Support,
+    stride: int,
+    target: Support,
+    algorithm: str,
+    activation: str,
+) -> Tensor:
+    """Convolves; arguments are those of ``sparse_conv2d``, checked already."""
+    if stride == 1:
+        table, row_map = support.neighbors(), support.row_map()
+    else:
+        table, row_map = target.strided_neighbors(support), None
+        algorithm = "indirect"
+    dtype = features.dtype
+    out = torch.ops.sparse_dset.sparse_conv2d_cpu(
+        features.float(),
+        weight.float(),
+        None if bias is None else bias.float(),
+        table,
+        row_map,
+        algorithm,
+        activation,
+    )
+    return out.to(dtype)
+
+
+def chosen_algorithm(support: Support, in_channels: int, out_channels: int) -> str:
+    """Returns what "auto" means for a 3x3 convolution of stride 1 on these sites."""
+    return torch.ops.sparse_dset.chosen_algorithm(
+        support.neighbors(), support.row_map(), in_channels, out_channels
+    )
+
+
+def deform_attn_cpu(
+    rows: Tensor,
+    supports: Sequence[Support],
+    locations: Tensor,
+    weights: Tensor,
+    extents: Tensor,
+    background: Tensor,
+    whole_rows: bool,
+) -> tuple[Tensor, Tensor]:
+    """Samples; see ``sparse_deform_attn`` for the arguments.
+
+    Args:
+        whole_rows: every head samples all columns, not its own share of them (not differentiable).
+
+    Returns:
+        float32 ``[B, Q, heads, columns of a head]``, and how much of each head's weight fell inside
+        the image, ``[B, Q, heads]``.
+    """
+    return torch.ops.sparse_dset.deform_attn_cpu(
+        rows.float(),
+        [support.row_map() for support in supports],
+        [support.num_sites for support in supports],
+        locations.float(),
+        weights.float(),
+        extents.float(),
+        background.float(),
+        whole_rows,
+    )
+
+
+def _sparse_conv2d_fake(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor,
+    row_map: Tensor | None,
+    algorithm: str,
+    activation: str,
+) -> Tensor:
+    return features.new_empty(table.shape[0], weight.shape[0])
+
+
+def _weight_gradient_fake(features: Tensor, grad: Tensor, table: Tensor) -> Tensor:
+    return features.new_empty(grad.shape[1], features.shape[1], table.shape[1])
+
+
+def _sparse_conv2d_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, weight, bias, table, row_map, ctx.algorithm, activation = inputs
+    if activation != "none":
+        raise RuntimeError(
+            f"a fused {activation} has no gradient: apply it after the convolution, or do not ask "
+            "for gradients"
+        )
+    ctx.save_for_backward(features, weight, table, row_map)
+    ctx.has_bias = bias is not None
+
+
+def _sparse_conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    features, weight, table, row_map = ctx.saved_tensors
+    grad = grad.contiguous()
+    grad_features = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        if row_map is None:
+            inverse = torch.ops.sparse_dset.inverse_table(table, features.shape[0])
+            turned = weight.transpose(0, 1)
+        else:
+            # A submanifold convolution's gradient is one with the kernel turned by 180 degrees.
+            inverse, turned = table, weight.transpose(0, 1).flip(2, 3)
+        grad_features = torch.ops.sparse_dset.sparse_conv2d_cpu(
+            grad, turned.contiguous(), None, inverse, row_map, ctx.algorithm, "none"
+        )
+    if ctx.needs_input_grad[1]:
+        grad_weight = torch.ops.sparse_dset.sparse_conv2d_cpu_weight_gradient(features, grad, table)
+        grad_weight = grad_weight.view_as(weight)
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        grad_bias = grad.sum(0)
+    return grad_features, grad_weight, grad_bias, None, None, None, None
+
+
+def _deform_attn_fake(
+    rows: Tensor,
+    row_maps: Sequence[Tensor],
+    level_sizes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    extents: Tensor,
+    background: Tensor,
+    whole_rows: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, queries, heads = locations.shape[:3]
+    width = rows.shape[1] if whole_rows else rows.shape[1] // heads
+    return rows.new_empty(batch, queries, heads, width), rows.new_empty(batch, queries, heads)
+
+
+def _deform_attn_backward_fake(
+    grad: Tensor,
+    rows: Tensor,
+    row_maps: Sequence[Tensor],
+    level_sizes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    extents: Tensor,
+    background: Tensor,
+) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (rows, locations, weights, background))
+
+
+def _deform_attn_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    rows, row_maps, ctx.level_sizes, locations, weights, extents, background, whole_rows = inputs
+    if whole_rows:
+        raise RuntimeError("sampling whole rows has no gradient: project them first")
+    ctx.save_for_backward(rows, locations, weights, extents, background, *row_maps)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _deform_attn_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    rows, locations, weights, extents, background, *row_maps = ctx.saved_tensors
+    grads = torch.ops.sparse_dset.deform_attn_cpu_backward(
+        grad.contiguous(), rows, row_maps, ctx.level_sizes, locations, weights, extents, background
+    )
+    grad_rows, grad_locations, grad_weights, grad_background = grads
+    return grad_rows, None, None, grad_locations, grad_weights, None, grad_background, None
+
+
+def _register() -> None:
+    library = torch.library
+    for name, fake in (
+        ("neighbor_table", lambda row_map, indices, stride: row_map.new_empty(len(indices), 9)),
+        ("inverse_table", lambda table, num_rows: table.new_empty(num_rows, table.shape[1])),
+        ("sparse_conv2d_cpu", _sparse_conv2d_fake),
+        ("sparse_conv2d_cpu_weight_gradient", _weight_gradient_fake),
+        ("pointwise_conv_cpu", lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0])),
+        ("dense_conv2d_cpu", _dense_conv2d_fake),
+        ("deform_attn_cpu", _deform_attn_fake),
+        ("deform_attn_cpu_backward", _deform_attn_backward_fake),
+    ):
+        library.register_fake(f"sparse_dset::{name}", fake)
+    library.register_autograd(
+        "sparse_dset::sparse_conv2d_cpu", _sparse_conv2d_backward, setup_context=_sparse_conv2d_save
+    )
+    library.register_autograd(
+        "sparse_dset::deform_attn_cpu", _deform_attn_backward, setup_context=_deform_attn_save
+    )
+
+
+def _dense_conv2d_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: str, activation: str
+) -> Tensor:
+    batch, _, height, width = x.shape
+    out = x.new_empty(batch, weight.shape[0], height, width)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+if not native.unavailable_reason():
+    _register()

@@ -1,0 +1,60 @@
+"""Convolutions for inference, without gradients: the fastest of what is here."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from sparse_dset import native
+from sparse_dset.ops.activations import activate
+from sparse_dset.ops.sparse_conv import resolve_backend
+
+SMALLEST_WINOGRAD = 32
+"""Channels below which transforms cost more than they save."""
+
+
+def dense_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, activation: str = "none"
+) -> Tensor:
+    """Convolves a map with "same" padding and applies an activation.
+
+    On a CPU, 3x3 convolutions of stride 1 are Winograd convolutions and 1x1 ones matrix products,
+    both with the activation inside; the others are PyTorch's.
+
+    Args:
+        x: ``[B, C_in, H, W]``, best in channels-last memory.
+        weight: ``[C_out, C_in, k, k]`` with odd k.
+    """
+    if has_torch_function_unary(x):
+        return handle_torch_function(
+            dense_conv2d, (x,), x, weight, bias, stride=stride, activation=activation
+        )
+    size = weight.shape[-1]
+    if stride == 1 and size in (1, 3) and _runs_kernels(x):
+        if size == 1:
+            rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+            out = pointwise_conv(rows, weight.flatten(1), bias, activation)
+            return out.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
+        if min(weight.shape[:2]) >= SMALLEST_WINOGRAD:
+            return torch.ops.sparse_dset.dense_conv2d_cpu(x, weight, bias, "auto", activation)
+    return activate(F.conv2d(x, weight, bias, stride, size // 2), activation)
+
+
+def pointwise_conv(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    """Applies a linear layer and an activation to rows ``[N, C_in]``; weight ``[C_out, C_in]``."""
+    if _runs_kernels(rows):
+        return torch.ops.sparse_dset.pointwise_conv_cpu(rows, weight, bias, activation)
+    return activate(F.linear(rows, weight, bias), activation)
+
+
+def _runs_kernels(x: Tensor) -> bool:
+    return (
+        x.dtype == torch.float32
+        and native.usable(x.device)
+        and not torch.is_autocast_enabled("cpu")
+        and resolve_backend("auto", x.device) == "cpu"
+    )
