@@ -1,8 +1,8 @@
 """Packages sparse_dset; the configurations of ``conf`` go inside the package.
 
-The C++ kernels of ``csrc`` are built where PyTorch and a compiler are found; without them everything
-runs on the reference operators. ``SPARSE_DSET_SANITIZE=1`` builds them with AddressSanitizer and
-UndefinedBehaviorSanitizer.
+The C++ kernels of ``csrc`` are built where PyTorch and a compiler are found; without them
+everything runs on the reference operators. ``SPARSE_DSET_SANITIZE=1`` builds them with
+AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 import os

@@ -88,6 +88,8 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("the benchmark sweeps keep ratios and needs pruner.selector=topk")
     if cfg.ops.backend != "auto":
         model.backend = cfg.ops.backend
+    if cfg.ops.algorithm != "auto":
+        model.algorithm = cfg.ops.algorithm
     dataset = find_validation_set(plain.get("data"), record, config.size)
     if dataset is None:
         images = torch.rand(config.batch_size, 3, *(config.size or model.image_size))

@@ -40,6 +40,8 @@ def main(cfg: DictConfig) -> None:
     model = load_detector(cfg.checkpoint)
     if cfg.ops.backend != "auto":
         model.backend = cfg.ops.backend
+    if cfg.ops.algorithm != "auto":
+        model.algorithm = cfg.ops.algorithm
     execution = cfg.execution or model.execution
     keep_ratio = cfg.pruner.keep_ratio
     if keep_ratio is None and isinstance(model.pruner.selector, TopK):

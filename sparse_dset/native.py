@@ -21,8 +21,8 @@ def unavailable_reason() -> str:
         torch.ops.load_library(spec.origin)
     except OSError as error:
         return (
-            f"the C++ kernels cannot be loaded ({error}); they fit the PyTorch that they were built "
-            "with: reinstall with pip install --no-build-isolation"
+            f"the C++ kernels cannot be loaded ({error}); they fit the PyTorch that they were "
+            "built with: reinstall with pip install --no-build-isolation"
         )
     return ""
 

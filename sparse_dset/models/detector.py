@@ -15,6 +15,7 @@ from sparse_dset.models.backbone import Backbone
 from sparse_dset.models.backbone.padding import padding_stays_zero
 from sparse_dset.models.decoder.decoder import Decoder
 from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
+from sparse_dset.models.fuse import fuse
 from sparse_dset.models.geometry import Geometry, pad_batch
 from sparse_dset.models.layers import FeatureMap
 from sparse_dset.models.predict import Detections, Picture, predict
@@ -40,7 +41,7 @@ class DetectorOutput:
         num_kept: int64 ``[B, L]``, how many of them.
         num_tokens: int64 ``[B, L]``, how many there were without padding.
         losses: weighted losses by name; empty without targets.
-        execution, backend: what ran; the backend is that of the sparse convolutions.
+        execution, backend: what ran; the backend is that of the sparse operators.
     """
 
     pred_logits: Tensor
@@ -65,7 +66,7 @@ class Detector(nn.Module):
         decoder: called with K.
         losses: called with K.
         execution: the default, one of ``EXECUTIONS``.
-        backend: of the sparse convolutions, see ``ops.resolve_backend``.
+        backend, algorithm: of the sparse convolutions, see ``ops.use_backend``.
         class_names: for ``predict``; None: "0", "1", ...
         image_size: (height, width) to which ``predict`` resizes.
     """
@@ -80,10 +81,12 @@ class Detector(nn.Module):
         losses: Callable[[int], Losses],
         execution: str = "sparse",
         backend: str = "auto",
+        algorithm: str = "auto",
         class_names: Sequence[str] | None = None,
         image_size: Sequence[int] = (640, 640),
     ) -> None:
         super().__init__()
+        self.is_fused = False
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         if class_names is not None and len(class_names) != num_classes:
@@ -92,8 +95,8 @@ class Detector(nn.Module):
         self.class_names = tuple(class_names or map(str, range(num_classes)))
         self.image_size = tuple(image_size)
         self.execution = _check_execution(execution)
-        resolve_backend(backend, "cpu")  # an unknown or missing one is an error now
-        self.backend = backend
+        with use_backend(backend, algorithm):  # an unknown or missing one is an error now
+            self.backend, self.algorithm = backend, algorithm
         self.backbone = backbone
         self.pruner = pruner(backbone.out_channels)
         self.encoder = encoder(backbone.out_channels)
@@ -131,6 +134,22 @@ class Detector(nn.Module):
         execution = _check_execution(execution or self.execution)
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"{len(targets)} targets were given for {len(images)} images")
+        dtype = next(self.parameters()).dtype
+        backend = resolve_backend(self.backend, images.device, dtype)
+        with use_backend(backend, self.algorithm):
+            selector = self._selector(execution, keep_ratio, progress)
+            return self._run(images, targets, padding_mask, execution, selector, kept, backend)
+
+    def _run(
+        self,
+        images: Tensor,
+        targets: Sequence[Mapping[str, Any]] | None,
+        padding_mask: Tensor | None,
+        execution: str,
+        selector: TokenSelector,
+        kept: Sequence[Tensor] | None,
+        backend: str,
+    ) -> DetectorOutput:
         images, geometry = pad_batch(images, padding_mask)
         valid = geometry.valid_masks()
         padded_targets = (
@@ -140,18 +159,16 @@ class Detector(nn.Module):
         features = self._extract(images, valid, geometry)
         decision = None
         if padded_targets is not None or (execution != "dense" and kept is None):
-            decision = self.pruner(features, valid, self._selector(execution, keep_ratio, progress))
+            decision = self.pruner(features, valid, selector)
         kept_masks = self._kept(execution, decision, kept, valid)
         if decision is not None and kept is None and execution != "dense":
             features = [self.pruner.gated(f, decision.token_scores) for f in features]
 
         maps = self._place(features, kept_masks, valid, execution, geometry)
-        backend = resolve_backend(self.backend, images.device)
-        with use_backend(backend):
-            maps, router_stats = self.encoder.encode(maps, geometry)
-            if execution == "dense_scatter":
-                maps = _scatter(maps, valid, geometry)
-            maps = self.encoder.fuse(maps)
+        maps, router_stats = self.encoder.encode(maps, geometry)
+        if execution == "dense_scatter":
+            maps = _scatter(maps, valid, geometry)
+        maps = self.encoder.fuse(maps)
         memory = self.decoder.read(maps)
         output = self.decoder(memory, geometry, padded_targets)
 
@@ -179,6 +196,28 @@ class Detector(nn.Module):
     ) -> list[Detections]:
         """Detects objects in pictures of any size; see ``models.predict.predict``."""
         return predict(self, images, threshold, **options)
+
+    def fuse(self) -> Detector:
+        """Turns the detector, in place, into its inference form, and returns it.
+
+        Normalisation and parallel branches are folded into single convolutions, heads run on what
+        they are needed for, and on a CPU the C++ kernels compute every execution, ``dense`` too.
+        Outputs stay the same but for rounding. It cannot be trained any more.
+        """
+        self.eval()
+        fuse(self)
+        self.is_fused = True
+        return self
+
+    def train(self, mode: bool = True) -> Detector:
+        """Switches between training and evaluation.
+
+        Raises:
+            RuntimeError: the detector is in its inference form.
+        """
+        if mode and self.is_fused:
+            raise RuntimeError("a fused detector cannot be trained: build or load it again")
+        return super().train(mode)
 
     def load_rtdetr(self, state_dict: Mapping[str, Any]) -> None:
         """Loads a released RT-DETRv2 checkpoint; experts start as copies of its dense layers.

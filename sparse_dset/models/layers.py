@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one too
 from torchvision.ops import FrozenBatchNorm2d
 
-from sparse_dset.ops import sparse_conv2d
+from sparse_dset.ops import dense_conv2d, pointwise_conv, sparse_conv2d
+from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 
 FeatureMap = Tensor | MaskedMap | SparseMap
@@ -61,6 +62,18 @@ def concat(a: FeatureMap, b: FeatureMap) -> FeatureMap:
     return a.cat(b)  # type: ignore[arg-type]
 
 
+def halve_channels(x: FeatureMap) -> tuple[FeatureMap, FeatureMap]:
+    """Splits a map into its first and its last channels."""
+    if isinstance(x, SparseMap):
+        first, last = x.features.chunk(2, dim=1)
+        return x.with_features(first), x.with_features(last)
+    if isinstance(x, MaskedMap):
+        first, last = x.tensor.chunk(2, dim=1)
+        return MaskedMap(first, x.support), MaskedMap(last, x.support)
+    first, last = x.chunk(2, dim=1)
+    return first, last
+
+
 def pointwise(x: FeatureMap, function: Callable[[Tensor], Tensor]) -> FeatureMap:
     """Applies an elementwise function that maps 0 to 0 (so that empty sites stay empty)."""
     if isinstance(x, SparseMap):
@@ -98,10 +111,63 @@ def _support_of(x: FeatureMap | None) -> Support:
     return x.support
 
 
-class ConvNormLayer(nn.Module):
+class Fusable(nn.Module):
+    """A module that has an inference form."""
+
+    def fused(self) -> nn.Module:
+        """Returns the inference form; it may be the module itself, changed."""
+        raise NotImplementedError
+
+
+class FusedConv(nn.Module):
+    """The inference form of a convolution with what follows it: no gradients, no normalisation.
+
+    Args:
+        weight, bias: with the normalisation folded in.
+        activation: one of ``ops.activations.ACTIVATIONS``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int, activation: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
+        self.stride = stride
+        self.activation = activation
+
+    def forward(self, x: FeatureMap, onto: FeatureMap | None = None) -> FeatureMap:
+        if isinstance(x, SparseMap):
+            return self._on_rows(x, x.support if self.stride == 1 else _support_of(onto))
+        tensor = x.tensor if isinstance(x, MaskedMap) else x
+        out = dense_conv2d(tensor, self.weight, self.bias, self.stride, self.activation)
+        if isinstance(x, MaskedMap):
+            target = x.support if self.stride == 1 else _support_of(onto)
+            return MaskedMap.from_dense(out, target)
+        return out
+
+    def _on_rows(self, x: SparseMap, target: Support) -> SparseMap:
+        if self.weight.shape[-1] == 1 and self.stride == 1:
+            out = pointwise_conv(x.features, self.weight.flatten(1), self.bias, self.activation)
+        else:
+            out = sparse_conv2d(
+                x.features,
+                self.weight,
+                self.bias,
+                x.support,
+                self.stride,
+                target,
+                activation=self.activation,
+            )
+        return SparseMap(out, target)
+
+
+class ConvNormLayer(Fusable):
     """Convolution, batch normalisation, activation.
 
     In evaluation the normalisation is folded into the convolution's weights, which is exact.
+
+    Args:
+        activation: one of ``ops.activations.ACTIVATIONS``.
+        frozen_norm: normalise with constant statistics and parameters.
     """
 
     def __init__(
@@ -110,7 +176,7 @@ class ConvNormLayer(nn.Module):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
-        activation: nn.Module | None = None,
+        activation: str = "none",
         frozen_norm: bool = False,
     ) -> None:
         super().__init__()
@@ -118,17 +184,15 @@ class ConvNormLayer(nn.Module):
             in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False
         )
         self.norm = (FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d)(out_channels)
-        self.activation = activation or nn.Identity()
+        self.activation = check_activation(activation)
         self.stride = stride
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Returns weight and bias of the one convolution that equals conv + norm in evaluation."""
-        norm = self.norm
-        assert isinstance(norm.running_mean, Tensor)
-        assert isinstance(norm.running_var, Tensor)
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = self.conv.weight * scale[:, None, None, None]
-        return weight, norm.bias - norm.running_mean * scale
+        return fold_norm(self.conv.weight, self.norm)
+
+    def fused(self) -> FusedConv:
+        return FusedConv(*self.folded(), self.stride, self.activation)
 
     def forward(self, x: FeatureMap, onto: FeatureMap | None = None) -> FeatureMap:
         if self.norm.training and isinstance(self.norm, _BatchNorm):
@@ -136,7 +200,18 @@ class ConvNormLayer(nn.Module):
             x = batch_norm(x, self.norm)
         else:
             x = conv2d(x, *self.folded(), stride=self.stride, onto=onto)
-        return pointwise(x, self.activation)
+        return pointwise(x, lambda y: activate(y, self.activation))
+
+
+def fold_norm(weight: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Folds the evaluation form of a batch normalisation into the convolution before it.
+
+    Args:
+        weight: ``[C_out, C_in, k, k]`` of a convolution without bias.
+        norm: with weight, bias, running_mean, running_var and eps.
+    """
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # type: ignore[operator]
+    return weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale  # type: ignore[operator]
 
 
 class MLP(nn.Module):

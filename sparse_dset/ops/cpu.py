@@ -1,7 +1,7 @@
 """The C++ operators of ``csrc/cpu``: shapes for tracing, gradients, and typed calls.
 
-They compute in float32; half types are converted on the way in and out. Weights are packed inside, once
-for every state of a weight (see csrc/cpu/derived.h).
+They compute in float32; half types are converted on the way in and out. Weights are packed inside,
+once for every state of a weight (see csrc/cpu/derived.h).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sparse_dset.structures.support import Support
 
 ALGORITHMS = ("auto", "indirect", "winograd2", "winograd4")
 """How a 3x3 convolution is computed: "indirect" multiplies existing pairs one tap at a time;
-"winogradM" makes MxM outputs at once with fewer multiplications (stride 1 only); "auto" takes the one
-that should be fastest for the sites at hand."""
+"winogradM" makes MxM outputs at once with fewer multiplications (stride 1 only); "auto" takes the
+one that should be fastest for the sites at hand."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -17,19 +17,23 @@ from sparse_dset.structures.support import Support
 
 BACKENDS = ("auto", "reference", "cpu", "spconv")
 
-_chosen: ContextVar[str] = ContextVar("sparse_conv2d backend", default="auto")
+_chosen: ContextVar[tuple[str, str]] = ContextVar("backend, algorithm", default=("auto", "auto"))
 
 
 @contextmanager
-def use_backend(backend: str) -> Iterator[None]:
-    """Within this context ``backend="auto"`` means this backend.
+def use_backend(backend: str, algorithm: str = "auto") -> Iterator[None]:
+    """Within this context "auto" means this backend, and this algorithm where the stride is 1.
+
+    Args:
+        backend: one of ``BACKENDS``.
+        algorithm: one of ``cpu.ALGORITHMS``; backends other than "cpu" know "auto" only.
 
     Raises:
         ValueError: an unknown name.
         ImportError: a backend whose package is missing; the message names it.
     """
-    resolve_backend(backend, "cpu")
-    token = _chosen.set(backend)
+    _check_algorithm(algorithm, resolve_backend(backend, "cpu"), stride=1)
+    token = _chosen.set((backend, algorithm))
     try:
         yield
     finally:
@@ -69,7 +73,7 @@ def resolve_backend(
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = _chosen.get()
+        backend = _chosen.get()[0]
     if backend == "auto":
         fits = native.usable(device) and cpu.supports_dtype(dtype)
         return "cpu" if fits else "reference"
@@ -126,6 +130,8 @@ def sparse_conv2d(
     dtype = _compute_dtype(features, weight)
     backend = resolve_backend(backend, features.device, dtype)
     _check_algorithm(algorithm, backend, stride)
+    if algorithm == "auto" and stride == 1:
+        algorithm = _chosen.get()[1]
     features, weight = features.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     if backend == "cpu":

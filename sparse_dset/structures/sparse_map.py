@@ -36,6 +36,8 @@ class SparseMap:
         if (batch, height, width) != support.shape:
             raise ValueError(f"a map of shape {tuple(tensor.shape)} does not fit {support}")
         rows = tensor.permute(0, 2, 3, 1).reshape(-1, channels)
+        if support.is_full:
+            return cls(rows, support)
         return cls(rows.index_select(0, support.flat_index()), support)
 
     def to_dense(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from functools import cached_property
@@ -75,13 +76,18 @@ class Support:
     def full(
         cls, batch_size: int, height: int, width: int, device: torch.device | str = "cpu"
     ) -> Support:
-        """Builds the support that keeps every site."""
-        return cls.from_mask(torch.ones(batch_size, height, width, dtype=torch.bool, device=device))
+        """Returns the support that keeps every site, with its tables, made once and shared."""
+        return _full(batch_size, height, width, torch.device(device))
 
     @property
     def num_sites(self) -> int:
         """The number N of kept sites in the whole batch."""
         return self.indices.shape[0]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every site of the grid is kept."""
+        return self.num_sites == self.batch_size * self.height * self.width
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -189,6 +195,14 @@ class Support:
 
     def __repr__(self) -> str:
         return f"Support({self.num_sites} of {self.batch_size}x{self.height}x{self.width} sites)"
+
+
+@functools.lru_cache(maxsize=64)
+def _full(batch_size: int, height: int, width: int, device: torch.device) -> Support:
+    # Its tables outlive the forward pass: training may meet those that inference made.
+    with torch.inference_mode(False):
+        mask = torch.ones(batch_size, height, width, dtype=torch.bool, device=device)
+        return Support.from_mask(mask)
 
 
 def _check_halved(finer: Support, coarser: Support) -> None:

@@ -47,7 +47,7 @@ class BasicBlock(_Residual):
         self, in_channels: int, channels: int, stride: int, first: bool, frozen: bool
     ) -> None:
         super().__init__(in_channels, channels, stride, first, frozen)
-        self.branch2a = ConvNormLayer(in_channels, channels, 3, stride, nn.ReLU(), frozen)
+        self.branch2a = ConvNormLayer(in_channels, channels, 3, stride, "relu", frozen)
         self.branch2b = ConvNormLayer(channels, channels, 3, frozen_norm=frozen)
 
     def main_path(self, x: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ class BottleneckBlock(_Residual):
         self, in_channels: int, channels: int, stride: int, first: bool, frozen: bool
     ) -> None:
         super().__init__(in_channels, channels, stride, first, frozen)
-        self.branch2a = ConvNormLayer(in_channels, channels, 1, 1, nn.ReLU(), frozen)
-        self.branch2b = ConvNormLayer(channels, channels, 3, stride, nn.ReLU(), frozen)
+        self.branch2a = ConvNormLayer(in_channels, channels, 1, 1, "relu", frozen)
+        self.branch2b = ConvNormLayer(channels, channels, 3, stride, "relu", frozen)
         self.branch2c = ConvNormLayer(channels, channels * 4, 1, frozen_norm=frozen)
 
     def main_path(self, x: Tensor) -> Tensor:
@@ -124,9 +124,9 @@ class ResNetVd(Backbone):
         block = BasicBlock if depth < 50 else BottleneckBlock
         self.conv1 = nn.Sequential(
             OrderedDict(
-                conv1_1=ConvNormLayer(3, 32, 3, 2, nn.ReLU(), frozen_norm),
-                conv1_2=ConvNormLayer(32, 32, 3, 1, nn.ReLU(), frozen_norm),
-                conv1_3=ConvNormLayer(32, 64, 3, 1, nn.ReLU(), frozen_norm),
+                conv1_1=ConvNormLayer(3, 32, 3, 2, "relu", frozen_norm),
+                conv1_2=ConvNormLayer(32, 32, 3, 1, "relu", frozen_norm),
+                conv1_3=ConvNormLayer(32, 64, 3, 1, "relu", frozen_norm),
             )
         )
         widths = (64, 128, 256, 512)

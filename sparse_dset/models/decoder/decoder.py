@@ -18,7 +18,7 @@ from sparse_dset.models.decoder.memory import Memory, read_maps
 from sparse_dset.models.decoder.outputs import DenoisingPredictions, Predictions
 from sparse_dset.models.decoder.queries import QuerySelection
 from sparse_dset.models.geometry import Geometry
-from sparse_dset.models.layers import MLP, ConvNormLayer, FeatureMap, at_least_float32
+from sparse_dset.models.layers import MLP, ConvNormLayer, FeatureMap, Fusable, at_least_float32
 from sparse_dset.models.moe import FeedForward, MoEConfig, RouterStats
 
 NO_QUERY_LOGIT = -100.0
@@ -91,7 +91,7 @@ class Layers(nn.Module):
         self.layers = nn.ModuleList(layers)
 
 
-class Decoder(QuerySelection):
+class Decoder(QuerySelection, Fusable):
     """Query selection, decoder layers and heads.
 
     Args:
@@ -171,6 +171,13 @@ class Decoder(QuerySelection):
             if name.endswith("weight"):
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.denoising_class_embed.weight[:-1])
+
+    def fused(self) -> Decoder:
+        """Leaves out what does not change the outputs."""
+        self.lean_heads = True
+        for layer in self.decoder.layers:
+            layer.cross_attn.lean = True  # type: ignore[union-attr, operator]
+        return self
 
     def read(self, maps: Sequence[FeatureMap]) -> Memory:
         """Projects the neck's maps and collects them."""

@@ -21,9 +21,13 @@ class MSDeformableAttention(nn.Module):
         width, num_heads: of queries and values.
         num_levels, num_points: levels, and samples per level and head.
         offset_scale: an offset of 1 moves a sample by this share of the box.
+
+    Attributes:
+        lean: in evaluation, project values before or after they are sampled, whichever costs less.
     """
 
     num_points_scale: Tensor
+    lean: bool = False
 
     def __init__(
         self,
@@ -90,6 +94,11 @@ class MSDeformableAttention(nn.Module):
         weights = at_least_float32(self.attention_weights(query))
         weights = weights.view(batch, length, self.num_heads, -1).softmax(-1).view(grid)
 
+        if self.lean:
+            sampled = memory.project_and_sample(
+                self.value_proj, background, locations, weights, extents
+            )
+            return self.output_proj(sampled)
         value = within_half(self.value_proj(memory.rows))
         if background is None:
             empty = self.value_proj.bias.expand(self.num_levels, -1).to(value.dtype)

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_dset.models.layers import FeatureMap
-from sparse_dset.ops import dense_deform_attn, sparse_deform_attn
+from sparse_dset.ops import (
+    dense_deform_attn,
+    project_and_sample,
+    resolve_backend,
+    sparse_deform_attn,
+)
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 from sparse_dset.structures.ragged import Ragged
 
 
 @dataclass(frozen=True)
-class Memory(ABC):
-    """Rows of all levels and images.
+class Memory:
+    """Rows of all levels and images, level by level.
 
     Attributes:
         rows: ``[M, C]``.
         sites: int64 ``[M, 4]``, columns (batch, level, y, x).
         table: int64 ``[B, T]``, the rows that each image may choose queries from; -1 = none.
+        supports: where the rows of each level lie.
+        whole: nothing is pruned and nothing is padding: the rows of a level are a dense map.
     """
 
     rows: Tensor
     sites: Tensor
     table: Tensor
+    supports: tuple[Support, ...]
+    whole: bool
 
-    @abstractmethod
     def sample(
         self, value: Tensor, background: Tensor, locations: Tensor, weights: Tensor, extents: Tensor
     ) -> Tensor:
@@ -39,40 +46,39 @@ class Memory(ABC):
             value: ``[M, C]``, projected rows.
             background: ``[L, C]``, what a sample reads at a pruned site.
         """
-
-
-@dataclass(frozen=True)
-class SparseMemory(Memory):
-    """Rows level by level; each level's support tells where they lie."""
-
-    supports: tuple[Support, ...]
-
-    def sample(
-        self, value: Tensor, background: Tensor, locations: Tensor, weights: Tensor, extents: Tensor
-    ) -> Tensor:
+        dtype = torch.promote_types(value.dtype, locations.dtype)
+        if self.whole and resolve_backend("auto", value.device, dtype) != "cpu":
+            rows = value.split([support.num_sites for support in self.supports])
+            maps = [
+                part.view(*support.shape, -1).permute(0, 3, 1, 2)
+                for part, support in zip(rows, self.supports, strict=True)
+            ]
+            return dense_deform_attn(maps, locations, weights, extents)
         return sparse_deform_attn(value, self.supports, locations, weights, extents, background)
 
-
-@dataclass(frozen=True)
-class DenseMemory(Memory):
-    """Rows of all sites, image by image, level by level; nothing is pruned and nothing is padding.
-
-    Attributes:
-        shapes: (height, width) per level.
-    """
-
-    shapes: tuple[tuple[int, int], ...]
-
-    def sample(
-        self, value: Tensor, background: Tensor, locations: Tensor, weights: Tensor, extents: Tensor
+    def project_and_sample(
+        self,
+        projection: nn.Linear,
+        background: Tensor | None,
+        locations: Tensor,
+        weights: Tensor,
+        extents: Tensor,
     ) -> Tensor:
-        batch = locations.shape[0]
-        parts = value.view(batch, -1, value.shape[-1]).split([h * w for h, w in self.shapes], 1)
-        maps = [
-            part.transpose(1, 2).unflatten(2, shape)
-            for part, shape in zip(parts, self.shapes, strict=True)
-        ]
-        return dense_deform_attn(maps, locations, weights, extents)
+        """Sums samples of rows, projected before or after, whichever costs less (inference only).
+
+        Args:
+            background: ``[L, C]``, unprojected features of pruned sites; None: zero.
+        """
+        return project_and_sample(
+            self.rows,
+            projection.weight,
+            projection.bias,
+            self.supports,
+            locations,
+            weights,
+            extents,
+            background,
+        )
 
 
 def read_maps(maps: Sequence[FeatureMap], background: Tensor | None) -> Memory:
@@ -83,44 +89,38 @@ def read_maps(maps: Sequence[FeatureMap], background: Tensor | None) -> Memory:
         background: ``[L, C]``, features that stand at pruned sites; None: zero.
     """
     if isinstance(maps[0], SparseMap):
-        return _read_sparse(maps)  # type: ignore[arg-type]
+        return _read_sparse(maps, whole=False)  # type: ignore[arg-type]
     if isinstance(maps[0], MaskedMap):
         return _read_masked(maps, background)  # type: ignore[arg-type]
-    return _read_dense(maps)  # type: ignore[arg-type]
+    return _read_sparse([_whole(m) for m in maps], whole=True)  # type: ignore[arg-type]
 
 
-def _read_dense(maps: Sequence[Tensor]) -> DenseMemory:
-    tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
-    batch, length, _ = tokens.shape
-    shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
-    table = torch.arange(batch * length, device=tokens.device).view(batch, length)
-    sites = _grid_sites(batch, shapes, tokens.device)
-    return DenseMemory(tokens.flatten(0, 1), sites, table, shapes)
+def _whole(tensor: Tensor) -> SparseMap:
+    batch, _, height, width = tensor.shape
+    return SparseMap.from_dense(tensor, Support.full(batch, height, width, tensor.device))
 
 
-def _read_sparse(maps: Sequence[SparseMap]) -> SparseMemory:
+def _read_sparse(maps: Sequence[SparseMap], whole: bool) -> Memory:
     rows, sites = torch.cat([m.features for m in maps]), _sites(m.support for m in maps)
     every_row = torch.arange(len(rows), device=rows.device)
     table = _table(every_row, sites, maps[0].support.batch_size)
-    return SparseMemory(rows, sites, table, tuple(m.support for m in maps))
+    return Memory(rows, sites, table, tuple(m.support for m in maps), whole)
 
 
-def _read_masked(maps: Sequence[MaskedMap], background: Tensor | None) -> SparseMemory:
+def _read_masked(maps: Sequence[MaskedMap], background: Tensor | None) -> Memory:
     """Makes every site a row; pruned ones hold the background and are no candidates for queries.
 
     It samples as the sparse memory does: grid sampling rounds differently, which shows in gradients
     where a sample lies exactly on a cell's centre, as the initial offsets put it.
     """
-    supports = [Support.full(*m.support.shape, m.tensor.device) for m in maps]
-    rows = torch.cat(
-        [SparseMap.from_dense(m.tensor, s).features for m, s in zip(maps, supports, strict=True)]
-    )
+    whole = [_whole(m.tensor) for m in maps]
+    rows = torch.cat([m.features for m in whole])
     kept = torch.cat([m.support.mask().flatten() for m in maps])
-    sites = _sites(supports)
+    sites = _sites(m.support for m in whole)
     if background is not None:
         rows = torch.where(kept[:, None], rows, background[sites[:, 1]].to(rows.dtype))
     table = _table(kept.nonzero().flatten(), sites, maps[0].support.batch_size)
-    return SparseMemory(rows, sites, table, tuple(supports))
+    return Memory(rows, sites, table, tuple(m.support for m in whole), whole=False)
 
 
 def _sites(supports: Iterable[Support]) -> Tensor:
@@ -135,17 +135,3 @@ def _sites(supports: Iterable[Support]) -> Tensor:
 def _table(rows: Tensor, sites: Tensor, batch_size: int) -> Tensor:
     """Sorts rows by image: int64 ``[B, T]``, -1 = none."""
     return Ragged.from_batch_index(sites[rows, 0], batch_size).pad(rows, -1)
-
-
-def _grid_sites(batch: int, shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    grids = [
-        torch.cartesian_prod(
-            torch.tensor([level], device=device),
-            torch.arange(h, device=device),
-            torch.arange(w, device=device),
-        )
-        for level, (h, w) in enumerate(shapes)
-    ]
-    grid = torch.cat(grids).repeat(batch, 1)
-    image = torch.arange(batch, device=device).repeat_interleave(len(grid) // max(batch, 1))
-    return torch.cat([image[:, None], grid], 1)

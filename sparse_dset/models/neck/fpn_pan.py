@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.models.layers import (
     ConvNormLayer,
     FeatureMap,
+    Fusable,
+    FusedConv,
     concat,
     conv2d,
+    halve_channels,
     pointwise,
     upsample_onto,
 )
@@ -25,7 +29,7 @@ def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:
     return a + b  # type: ignore[operator]
 
 
-class RepVggBlock(nn.Module):
+class RepVggBlock(Fusable):
     """A 3x3 and a 1x1 convolution side by side, one 3x3 convolution in evaluation.
 
     Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", 2021.
@@ -41,28 +45,50 @@ class RepVggBlock(nn.Module):
         (weight3, bias3), (weight1, bias1) = self.conv1.folded(), self.conv2.folded()
         return weight3 + F.pad(weight1, (1, 1, 1, 1)), bias3 + bias1
 
+    def fused(self) -> FusedConv:
+        return FusedConv(*self.folded(), stride=1, activation="silu")
+
     def forward(self, x: FeatureMap) -> FeatureMap:
         both = add(self.conv1(x), self.conv2(x)) if self.training else conv2d(x, *self.folded())
         return pointwise(both, F.silu)
 
 
-class CSPRepLayer(nn.Module):
+class CSPRepLayer(Fusable):
     """A cross-stage-partial block of RepVGG blocks."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, expansion: float) -> None:
         super().__init__()
         hidden = int(out_channels * expansion)
-        self.conv1 = ConvNormLayer(in_channels, hidden, 1, activation=nn.SiLU())
-        self.conv2 = ConvNormLayer(in_channels, hidden, 1, activation=nn.SiLU())
+        self.conv1 = ConvNormLayer(in_channels, hidden, 1, activation="silu")
+        self.conv2 = ConvNormLayer(in_channels, hidden, 1, activation="silu")
         self.bottlenecks = nn.Sequential(*(RepVggBlock(hidden) for _ in range(blocks)))
         self.conv3 = (
             nn.Identity()
             if hidden == out_channels
-            else ConvNormLayer(hidden, out_channels, 1, activation=nn.SiLU())
+            else ConvNormLayer(hidden, out_channels, 1, activation="silu")
         )
+
+    def fused(self) -> FusedCSPLayer:
+        return FusedCSPLayer(self)
 
     def forward(self, x: FeatureMap) -> FeatureMap:
         return self.conv3(add(self.bottlenecks(self.conv1(x)), self.conv2(x)))
+
+
+class FusedCSPLayer(nn.Module):
+    """The inference form of a ``CSPRepLayer``: its two first convolutions share one pass."""
+
+    def __init__(self, layer: CSPRepLayer) -> None:
+        super().__init__()
+        folded = zip(layer.conv1.folded(), layer.conv2.folded(), strict=True)
+        weight, bias = (torch.cat(parts) for parts in folded)
+        self.conv12 = FusedConv(weight, bias, stride=1, activation="silu")
+        self.bottlenecks = layer.bottlenecks
+        self.conv3 = layer.conv3
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        main, side = halve_channels(self.conv12(x))
+        return self.conv3(add(self.bottlenecks(main), side))
 
 
 class FpnPan(nn.Module):
@@ -84,13 +110,12 @@ class FpnPan(nn.Module):
             return CSPRepLayer(2 * width, width, blocks, expansion)
 
         steps = range(levels - 1)
-        silu = nn.SiLU
         self.lateral_convs = nn.ModuleList(
-            ConvNormLayer(width, width, 1, activation=silu()) for _ in steps
+            ConvNormLayer(width, width, 1, activation="silu") for _ in steps
         )
         self.fpn_blocks = nn.ModuleList(fusion() for _ in steps)
         self.downsample_convs = nn.ModuleList(
-            ConvNormLayer(width, width, 3, stride=2, activation=silu()) for _ in steps
+            ConvNormLayer(width, width, 3, stride=2, activation="silu") for _ in steps
         )
         self.pan_blocks = nn.ModuleList(fusion() for _ in steps)
 
