@@ -185,7 +185,8 @@ def _deform_attn_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         grad.contiguous(), rows, row_maps, ctx.level_sizes, locations, weights, extents, background
     )
     grad_rows, grad_locations, grad_weights, grad_background = grads
-    return grad_rows, None, None, grad_locations, grad_weights, None, grad_background, None
+    no_maps = [None] * len(row_maps)
+    return grad_rows, no_maps, None, grad_locations, grad_weights, None, grad_background, None
 
 
 def _register() -> None:

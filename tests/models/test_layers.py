@@ -104,7 +104,7 @@ def _layer(frozen=False, **arguments):
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_folded_layer_equals_convolution_and_norm(training, frozen):
-    layer = _layer(frozen, stride=2, activation=nn.ReLU()).train(training)
+    layer = _layer(frozen, stride=2, activation="relu").train(training)
     x = torch.randn(2, 3, 9, 7, dtype=torch.float64)
     convolved = layer.conv(x)
     statistics = (layer.norm.running_mean, layer.norm.running_var)

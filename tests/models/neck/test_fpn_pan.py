@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparse_dset.models.neck.fpn_pan import CSPRepLayer, FpnPan, RepVggBlock
+from sparse_dset.ops.activations import activate
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 
 
@@ -27,7 +28,7 @@ def _levels(batch=2, size=(3, 5), channels=8):
 
 
 def _unfolded(layer, x):
-    return layer.activation(layer.norm(layer.conv(x)))
+    return activate(layer.norm(layer.conv(x)), layer.activation)
 
 
 def _branches(block, x):
