@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
-$(VENV)/.ready: pyproject.toml setup.py
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --upgrade pip wheel "setuptools<82" ninja
 	$(VENV)/bin/pip install $(TORCH)
