@@ -199,10 +199,14 @@ class Support:
 
 @functools.lru_cache(maxsize=64)
 def _full(batch_size: int, height: int, width: int, device: torch.device) -> Support:
-    # Its tables outlive the forward pass: training may meet those that inference made.
+    # Its tables outlive the forward pass: made here, none of them is an inference tensor, which
+    # training could not use.
     with torch.inference_mode(False):
         mask = torch.ones(batch_size, height, width, dtype=torch.bool, device=device)
-        return Support.from_mask(mask)
+        support = Support.from_mask(mask)
+        for table in (support.mask, support.flat_index, support.neighbors, support.counts):
+            table()
+    return support
 
 
 def _check_halved(finer: Support, coarser: Support) -> None:

@@ -151,3 +151,11 @@ def test_full() -> None:
     support = Support.full(2, 3, 4)
     assert support.num_sites == 24
     assert support.mask().all()
+
+
+def test_shared_full_support_serves_inference_and_training():
+    with torch.inference_mode():
+        support = Support.full(3, 7, 11)
+        tables = [support.neighbors(), support.row_map(), support.flat_index(), support.mask()]
+    assert support is Support.full(3, 7, 11)
+    assert not any(table.is_inference() for table in tables)
