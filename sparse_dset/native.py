@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 
 import torch
 
 
-@functools.cache
-def unavailable_reason() -> str:
-    """Returns "" if the kernels are loaded, else why they are not and how to get them."""
+def _load() -> str:
     spec = importlib.util.find_spec("sparse_dset._C")
     if spec is None or spec.origin is None:
         return (
@@ -25,6 +22,15 @@ def unavailable_reason() -> str:
             "built with: reinstall with pip install --no-build-isolation"
         )
     return ""
+
+
+# A constant, so that compiled graphs do not trace the loading.
+_PROBLEM = _load()
+
+
+def unavailable_reason() -> str:
+    """Returns "" if the kernels are loaded, else why they are not and how to get them."""
+    return _PROBLEM
 
 
 def usable(device: torch.device | str) -> bool:

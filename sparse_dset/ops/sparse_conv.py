@@ -47,11 +47,13 @@ def available_backends() -> tuple[str, ...]:
 
 def backend_problems() -> dict[str, str]:
     """Returns each backend's name with "" if it can run here, else the reason why not."""
-    return {
-        "reference": "",
-        "cpu": native.unavailable_reason(),
-        "spconv": spconv_backend.unavailable_reason(),
-    }
+    return {name: _problem(name) for name in BACKENDS[1:]}
+
+
+def _problem(backend: str) -> str:
+    if backend == "cpu":
+        return native.unavailable_reason()
+    return spconv_backend.unavailable_reason() if backend == "spconv" else ""
 
 
 def resolve_backend(
@@ -77,7 +79,7 @@ def resolve_backend(
     if backend == "auto":
         fits = native.usable(device) and cpu.supports_dtype(dtype)
         return "cpu" if fits else "reference"
-    reason = backend_problems()[backend]
+    reason = _problem(backend)
     if reason:
         raise ImportError(f"backend {backend!r} cannot run here: {reason}")
     if backend == "cpu" and not (torch.device(device).type == "cpu" and cpu.supports_dtype(dtype)):

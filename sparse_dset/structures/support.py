@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +30,8 @@ class Support:
         self.batch_size = batch_size
         self.height = height
         self.width = width
+        # A plain dict: compiled graphs cannot trace the lock in functools.cached_property.
+        self._tables: dict[str, Tensor] = {}
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Support:
@@ -106,15 +107,15 @@ class Support:
 
     def mask(self) -> Tensor:
         """Returns the kept sites as a bool mask ``[B, H, W]`` (cached)."""
-        return self._mask
+        return self._once("mask", self._make_mask)
 
     def row_map(self) -> Tensor:
         """Returns the row of each site, or -1: int32 ``[B, H, W]`` (cached)."""
-        return self._row_map
+        return self._once("row_map", self._make_row_map)
 
     def flat_index(self) -> Tensor:
         """Returns each site's position in the flattened grid: int64 ``[N]`` (cached)."""
-        return self._flat_index
+        return self._once("flat_index", self._make_flat_index)
 
     def neighbors(self) -> Tensor:
         """Returns the rows of the 3x3 window around each site.
@@ -122,7 +123,7 @@ class Support:
         Returns:
             int32 ``[N, 9]``, taps in row-major order, -1 where there is no site (cached).
         """
-        return self._neighbors
+        return self._once("neighbors", self._make_neighbors)
 
     def strided_neighbors(self, finer: Support) -> Tensor:
         """Returns the rows, in ``finer``, of the 3x3 window with stride 2 and padding 1.
@@ -154,7 +155,12 @@ class Support:
 
     def counts(self) -> Tensor:
         """Returns the number of kept sites per image: int64 ``[B]`` (cached)."""
-        return self._counts
+        return self._once("counts", self._make_counts)
+
+    def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        if name not in self._tables:
+            self._tables[name] = make()
+        return self._tables[name]
 
     def _windows(self, source: Support, stride: int) -> Tensor:
         if native.usable(self.device):
@@ -168,29 +174,26 @@ class Support:
         columns = (x * stride)[:, None, None] + offsets[None, :]
         return padded[batch[:, None, None], rows, columns].flatten(1)
 
-    @cached_property
-    def _mask(self) -> Tensor:
-        return self._row_map >= 0
+    def _make_mask(self) -> Tensor:
+        return self.row_map() >= 0
 
-    @cached_property
-    def _row_map(self) -> Tensor:
+    def _make_row_map(self) -> Tensor:
         rows = torch.full(
             (self.batch_size * self.height * self.width,), -1, dtype=torch.int32, device=self.device
         )
-        rows[self._flat_index] = torch.arange(self.num_sites, dtype=torch.int32, device=self.device)
+        rows[self.flat_index()] = torch.arange(
+            self.num_sites, dtype=torch.int32, device=self.device
+        )
         return rows.view(self.shape)
 
-    @cached_property
-    def _flat_index(self) -> Tensor:
+    def _make_flat_index(self) -> Tensor:
         batch, y, x = self.indices.long().unbind(1)
         return (batch * self.height + y) * self.width + x
 
-    @cached_property
-    def _neighbors(self) -> Tensor:
+    def _make_neighbors(self) -> Tensor:
         return self._windows(self, stride=1)
 
-    @cached_property
-    def _counts(self) -> Tensor:
+    def _make_counts(self) -> Tensor:
         return torch.bincount(self.indices[:, 0].long(), minlength=self.batch_size)
 
     def __repr__(self) -> str:

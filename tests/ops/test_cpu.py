@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparse_dset import native
-from sparse_dset.ops import project_and_sample, sparse_conv2d, sparse_deform_attn
+from sparse_dset.ops import (
+    dense_conv2d,
+    pointwise_conv,
+    project_and_sample,
+    sparse_conv2d,
+    sparse_deform_attn,
+)
 from sparse_dset.ops.cpu import ALGORITHMS
 from sparse_dset.structures import Support
 
@@ -121,3 +129,115 @@ def test_both_orders_of_projection_and_sampling(keep):
             atol=1e-4,
             rtol=1e-4,
         )
+
+
+@st.composite
+def _masks(draw):
+    """Masks of odd sizes, some of them blocks, some nearly or wholly empty."""
+    shape = [draw(st.integers(1, 3)), draw(st.integers(1, 13)), draw(st.integers(1, 13))]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    cells = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    block = draw(st.sampled_from([1, 2, 4]))
+    return cells.repeat_interleave(block, 1).repeat_interleave(block, 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    mask=_masks(),
+    channels=st.tuples(st.integers(1, 40), st.integers(1, 70)),
+    algorithm=st.sampled_from(ALGORITHMS),
+    scale=st.sampled_from([1e-20, 1.0, 1e15]),
+    threads=st.integers(1, 4),
+)
+def test_any_mask(mask, channels, algorithm, scale, threads):
+    support = Support.from_mask(mask)
+    wide = torch.randn(support.num_sites, channels[0] + 3) * scale
+    features = wide[:, 2:-1]  # rows farther apart than they are long
+    weight = torch.randn(3, 3, *channels).permute(3, 2, 0, 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        ours = sparse_conv2d(
+            features, weight, None, support, algorithm=algorithm, backend="cpu"
+        ).double()
+    finally:
+        torch.set_num_threads(before)
+    theirs = sparse_conv2d(features.double(), weight.double(), None, support, backend="reference")
+    assert ours.shape == theirs.shape
+    if theirs.numel():
+        assert (ours - theirs).abs().max() <= 5e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("shape", [(2, 40, 13, 9), (1, 64, 1, 1), (3, 33, 4, 8)])
+@pytest.mark.parametrize("size", [1, 3])
+def test_dense_convolution(size, shape, activation):
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(48, shape[1], size, size), torch.randn(48)
+    expected = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), 1, size // 2)
+    expected = {"none": lambda y: y, "relu": torch.relu, "silu": torch.nn.functional.silu}[
+        activation
+    ](expected)
+    ours = dense_conv2d(x, weight, bias, activation=activation)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert (ours - expected).abs().max() <= 5e-5 * expected.abs().max()
+
+
+def test_pointwise_convolution_of_no_rows():
+    assert pointwise_conv(torch.zeros(0, 5), torch.randn(7, 5), None).shape == (0, 7)
+
+
+def _operator_calls():
+    support = Support.from_mask(torch.rand(2, 7, 9) < 0.5)
+    features = torch.randn(support.num_sites, 6, requires_grad=True)
+    weight = torch.randn(5, 6, 3, 3, requires_grad=True)
+    bias = torch.randn(5, requires_grad=True)
+    tables = support.neighbors(), support.row_map()
+    locations = torch.rand(2, 3, 2, 1, 4, 2, requires_grad=True)
+    weights = torch.rand(2, 3, 2, 1, 4, requires_grad=True)
+    extents = torch.tensor([[[7.0, 9.0]]]).expand(2, 1, 2)
+    background = torch.zeros(1, 6, requires_grad=True)
+    sampling = [support.row_map()], [support.num_sites], locations, weights, extents, background
+    for algorithm in ALGORITHMS:
+        yield "sparse_conv2d_cpu", (features, weight, bias, *tables, algorithm, "none")
+    yield "sparse_conv2d_cpu_weight_gradient", (features.detach(), features.detach(), tables[0])
+    yield "dense_conv2d_cpu", (torch.randn(2, 6, 8, 9), weight.detach(), None, "auto", "relu")
+    yield "pointwise_conv_cpu", (features.detach(), torch.randn(4, 6), None, "silu")
+    yield "neighbor_table", (support.row_map(), support.indices, 1)
+    yield "inverse_table", (tables[0], support.num_sites)
+    yield "deform_attn_cpu", (features, *sampling, False)
+
+
+@pytest.mark.slow
+def test_opcheck():
+    for name, arguments in _operator_calls():
+        torch.library.opcheck(getattr(torch.ops.sparse_dset, name).default, arguments)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_compiles_in_one_graph(algorithm):
+    support = Support.from_mask(torch.rand(2, 7, 9) < 0.5)
+    features, weight = torch.randn(support.num_sites, 6), torch.randn(5, 6, 3, 3)
+
+    def convolve(features, weight):
+        return sparse_conv2d(features, weight, None, support, algorithm=algorithm, backend="cpu")
+
+    compiled = torch.compile(convolve, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(features, weight), convolve(features, weight))
+
+
+def test_wrong_operands_are_named():
+    support = Support.full(1, 4, 4)
+    tables = support.neighbors(), support.row_map()
+    convolve = torch.ops.sparse_dset.sparse_conv2d_cpu
+    features, weight = torch.randn(16, 3), torch.randn(2, 3, 3, 3)
+    with pytest.raises(RuntimeError, match="features must be float32"):
+        convolve(features.double(), weight, None, *tables, "auto", "none")
+    with pytest.raises(RuntimeError, match="table names row 15 of 15"):
+        convolve(features[:15], weight, None, *tables, "indirect", "none")
+    with pytest.raises(RuntimeError, match="row_map has 16 rows, features 15"):
+        convolve(features[:15], weight, None, *tables, "winograd4", "none")
+    with pytest.raises(ValueError, match="needs stride 1"):
+        sparse_conv2d(features, weight, None, support, 2, Support.full(1, 2, 2), "winograd4", "cpu")
+    with pytest.raises(ValueError, match="computes float32 and half types"):
+        sparse_conv2d(features.double(), weight.double(), None, support, backend="cpu")
