@@ -1,4 +1,5 @@
 # make demo   set-up, then the dense-against-sparse comparison on scenes that the project draws itself
+# make sanitize   the kernels' tests against a build with AddressSanitizer and UndefinedBehaviorSanitizer
 # make test   set-up with every optional part, then lint, types and tests (MARK="" adds the slow ones)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ MARK ?= not slow
 OUT ?= outputs/demo
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test lint setup setup-test clean
+.PHONY: help demo test lint sanitize setup setup-test clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -48,6 +49,19 @@ lint: setup-test
 test: setup-test lint
 	$(RUN) -m sparse_dset.doctor
 	$(RUN) -m pytest -q -m "$(MARK)" --durations=15
+
+# A build of its own, so that the ordinary one stays where it is. PyTorch itself is not instrumented:
+# what it keeps until the process ends would be reported as leaks.
+SANITIZED := build/sanitized
+
+sanitize: setup-test
+	rm -rf $(SANITIZED)
+	mkdir -p $(SANITIZED)
+	cp -r setup.py pyproject.toml README.md LICENSE conf csrc sparse_dset tests $(SANITIZED)
+	cd $(SANITIZED) && SPARSE_DSET_SANITIZE=1 $(abspath $(RUN)) setup.py -q build_ext --inplace --force
+	cd $(SANITIZED) && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		$(abspath $(RUN)) -m pytest -q -p no:cacheprovider tests/ops/test_cpu.py
 
 clean:
 	rm -rf $(VENV) outputs runs build *.egg-info
