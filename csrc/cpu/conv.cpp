@@ -28,8 +28,9 @@ constexpr int64_t POINTWISE_ROWS = 192;  // as many rows of features stay in the
 Activation parse_activation(c10::string_view name) {
   if (name == "none") return Activation::none;
   if (name == "relu") return Activation::relu;
+  if (name == "relu6") return Activation::relu6;
   if (name == "silu") return Activation::silu;
-  TORCH_CHECK(false, "activation must be none, relu or silu, got ", std::string(name));
+  TORCH_CHECK(false, "activation must be none, relu, relu6 or silu, got ", std::string(name));
 }
 
 void check_rows(const at::Tensor& rows, const char* name) {

@@ -8,7 +8,7 @@
 
 namespace sparse_dset {
 
-enum class Activation { none, relu, silu };
+enum class Activation { none, relu, relu6, silu };
 
 // A convolution from rows to rows.
 struct Convolution {

@@ -106,11 +106,28 @@ void finish(float* row, const float* bias, int columns) {
   }
 }
 
+template <Activation A>
+struct ActivationConstant {
+  static constexpr Activation value = A;
+};
+
+// Calls body with the activation as a constant.
+template <class Body>
+INLINE void with_activation(Activation activation, Body&& body) {
+  switch (activation) {
+    case Activation::none: return body(ActivationConstant<Activation::none>{});
+    case Activation::relu: return body(ActivationConstant<Activation::relu>{});
+    case Activation::relu6: return body(ActivationConstant<Activation::relu6>{});
+    case Activation::silu: return body(ActivationConstant<Activation::silu>{});
+  }
+}
+
 INLINE void finish_row(const Convolution& conv, float* row, int column, int columns) {
   const float* bias = conv.bias ? conv.bias + column : nullptr;
-  if (conv.activation == Activation::relu) return finish<Activation::relu>(row, bias, columns);
-  if (conv.activation == Activation::silu) return finish<Activation::silu>(row, bias, columns);
-  if (bias) finish<Activation::none>(row, bias, columns);
+  if (!bias && conv.activation == Activation::none) return;
+  with_activation(conv.activation, [&](auto constant) {
+    finish<constant.value>(row, bias, columns);
+  });
 }
 
 void pointwise(const Convolution& conv, int first, int last, int panel_index) {
@@ -402,10 +419,9 @@ void run_winograd(const Convolution& conv, const int32_t* tiles, int num_tiles, 
         }
         weight += int64_t(depth) * padded;
       }
-    const auto transform = conv.activation == Activation::relu   ? transform_output<SIZE, Activation::relu>
-                           : conv.activation == Activation::silu ? transform_output<SIZE, Activation::silu>
-                                                                 : transform_output<SIZE, Activation::none>;
-    transform(conv, tiles, num_tiles, p * PANEL, columns, products);
+    with_activation(conv.activation, [&](auto constant) {
+      transform_output<SIZE, constant.value>(conv, tiles, num_tiles, p * PANEL, columns, products);
+    });
   }
 }
 

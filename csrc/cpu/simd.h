@@ -54,6 +54,11 @@ INLINE Vec exponential(Vec x) {
 template <Activation activation>
 INLINE Vec activate(Vec x) {
   if (activation == Activation::relu) return select(x < Vec{}, Vec{}, x);  // keeps NaN
+  if (activation == Activation::relu6) {
+    const Vec six = Vec{} + 6.0f;
+    x = select(x < Vec{}, Vec{}, x);
+    return select(x > six, six, x);
+  }
   if (activation == Activation::silu) return x / (1.0f + exponential(-x));
   return x;
 }

@@ -203,15 +203,19 @@ class ConvNormLayer(Fusable):
         return pointwise(x, lambda y: activate(y, self.activation))
 
 
-def fold_norm(weight: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def fold_norm(weight: Tensor, norm: nn.Module, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Folds the evaluation form of a batch normalisation into the convolution before it.
 
     Args:
-        weight: ``[C_out, C_in, k, k]`` of a convolution without bias.
+        weight, bias: of the convolution, ``[C_out, C_in, k, k]`` and ``[C_out]``.
         norm: with weight, bias, running_mean, running_var and eps.
+
+    Returns:
+        Weight and bias of the one convolution that equals both.
     """
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # type: ignore[operator]
-    return weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale  # type: ignore[operator]
+    shift = -norm.running_mean if bias is None else bias - norm.running_mean  # type: ignore[operator]
+    return weight * scale[:, None, None, None], norm.bias + shift * scale  # type: ignore[operator]
 
 
 class MLP(nn.Module):

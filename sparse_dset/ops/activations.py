@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = ("none", "relu", "silu")
+ACTIVATIONS = ("none", "relu", "relu6", "silu")
 
 
 def check_activation(activation: str) -> str:
@@ -21,8 +21,14 @@ def check_activation(activation: str) -> str:
     return activation
 
 
-def activate(x: Tensor, activation: str) -> Tensor:
-    """Applies one of ``ACTIVATIONS``; all of them map 0 to 0."""
+def activate(x: Tensor, activation: str, inplace: bool = False) -> Tensor:
+    """Applies one of ``ACTIVATIONS``; all of them map 0 to 0.
+
+    Args:
+        inplace: the input is a new tensor that nobody else needs.
+    """
     if activation == "relu":
-        return F.relu(x)
-    return F.silu(x) if activation == "silu" else x
+        return F.relu(x, inplace)
+    if activation == "relu6":
+        return F.relu6(x, inplace)
+    return F.silu(x, inplace) if activation == "silu" else x

@@ -39,7 +39,8 @@ def dense_conv2d(
             return out.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
         if min(weight.shape[:2]) >= SMALLEST_WINOGRAD:
             return torch.ops.sparse_dset.dense_conv2d_cpu(x, weight, bias, "auto", activation)
-    return activate(F.conv2d(x, weight, bias, stride, size // 2), activation)
+    out = F.conv2d(x, weight, bias, stride, size // 2)
+    return activate(out, activation, inplace=True)
 
 
 def pointwise_conv(
@@ -48,7 +49,7 @@ def pointwise_conv(
     """Applies a linear layer and an activation to rows ``[N, C_in]``; weight ``[C_out, C_in]``."""
     if _runs_kernels(rows):
         return torch.ops.sparse_dset.pointwise_conv_cpu(rows, weight, bias, activation)
-    return activate(F.linear(rows, weight, bias), activation)
+    return activate(F.linear(rows, weight, bias), activation, inplace=True)
 
 
 def _runs_kernels(x: Tensor) -> bool:

@@ -116,7 +116,7 @@ def sparse_conv2d(
         out_support: for stride 2 the sites of the coarser level; for stride 1 None or ``support``.
         algorithm: one of ``cpu.ALGORITHMS``; the other backends know "auto" only.
         backend: one of ``BACKENDS``.
-        activation: applied to the sum: "none", "relu" or "silu".
+        activation: applied to the sum, one of ``activations.ACTIVATIONS``.
 
     Returns:
         ``[N_out, C_out]``, in autocast's dtype under autocast, else in the wider dtype of features

@@ -15,6 +15,7 @@ from sparse_dset.ops import (
     sparse_conv2d,
     sparse_deform_attn,
 )
+from sparse_dset.ops.activations import ACTIVATIONS, activate
 from sparse_dset.ops.cpu import ALGORITHMS
 from sparse_dset.structures import Support
 
@@ -66,11 +67,11 @@ def test_strided_convolution(keep):
     )
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_fused_activation(algorithm, activation):
     support = Support.from_mask(torch.rand(2, 9, 14) < 0.4)
-    features, weight = torch.randn(support.num_sites, 16), torch.randn(24, 16, 3, 3)
+    features, weight = 3 * torch.randn(support.num_sites, 16), torch.randn(24, 16, 3, 3)
     options = {"backend": "cpu", "activation": activation}
     ours = sparse_conv2d(features, weight, None, support, algorithm=algorithm, **options)
     options["backend"] = "reference"
@@ -168,16 +169,14 @@ def test_any_mask(mask, channels, algorithm, scale, threads):
         assert (ours - theirs).abs().max() <= 5e-5 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", [(2, 40, 13, 9), (1, 64, 1, 1), (3, 33, 4, 8)])
 @pytest.mark.parametrize("size", [1, 3])
 def test_dense_convolution(size, shape, activation):
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(48, shape[1], size, size), torch.randn(48)
     expected = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), 1, size // 2)
-    expected = {"none": lambda y: y, "relu": torch.relu, "silu": torch.nn.functional.silu}[
-        activation
-    ](expected)
+    expected = activate(expected, activation)
     ours = dense_conv2d(x, weight, bias, activation=activation)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     assert (ours - expected).abs().max() <= 5e-5 * expected.abs().max()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.models.backbone.base import Backbone
 from sparse_dset.models.geometry import STRIDES
+from sparse_dset.models.layers import Fusable, fold_norm
+from sparse_dset.ops import dense_conv2d
+from sparse_dset.ops.activations import activate
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(Backbone, Fusable):
     """Stages at strides 8, 16 and 32 of a timm model, behind its own normalisation of the colours.
 
     Args:
@@ -67,9 +73,93 @@ class TimmBackbone(Backbone):
             self.model.get_submodule(name).eval()
         return self
 
+    def fused(self) -> TimmBackbone:
+        """Folds normalisations into the convolutions before them."""
+        _fuse_norms(self.model, torch.rand(1, 3, 64, 64).to(self.mean))
+        return self
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns the stages at strides 8, 16 and 32 of images ``[B, 3, H, W]`` in [0, 1]."""
         return self.model((images - self.mean) / self.std)
+
+
+class _FusedConv2d(nn.Module):
+    """A convolution of any kind with its normalisation folded in and its activation."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module, activation: str) -> None:
+        super().__init__()
+        weight, bias = fold_norm(conv.weight, norm, conv.bias)
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
+        self.stride, self.padding = conv.stride, conv.padding
+        self.dilation, self.groups = conv.dilation, conv.groups
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._is_plain():
+            return dense_conv2d(x, self.weight, self.bias, self.stride[0], self.activation)
+        out = F.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+        return activate(out, self.activation, inplace=True)
+
+    def _is_plain(self) -> bool:
+        """Whether ``dense_conv2d`` computes it."""
+        height, width = self.weight.shape[2:]
+        return (
+            height == width
+            and self.padding == (height // 2, width // 2)
+            and self.stride[0] == self.stride[1]
+            and self.groups == 1
+            and self.dilation == (1, 1)
+        )
+
+
+_ACTIVATION_NAMES = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
+
+
+def _fuse_norms(model: nn.Module, probe: Tensor) -> None:
+    """Folds each normalisation that reads a convolution's output into that convolution.
+
+    Which ones do is seen in a forward pass, not guessed from names.
+
+    Raises:
+        RuntimeError: the outputs changed: something else reads a convolution's output too.
+    """
+    model.eval()
+    expected = model(probe)
+    for conv_name, norm_name in _conv_norm_pairs(model, probe):
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        after = getattr(norm, "act", nn.Identity())  # timm's normalisations hold their activation
+        activation = _ACTIVATION_NAMES.get(type(after))
+        model.set_submodule(conv_name, _FusedConv2d(conv, norm, activation or "none"))
+        model.set_submodule(norm_name, nn.Identity() if activation else after)
+    for ours, theirs in zip(model(probe), expected, strict=True):
+        if not torch.allclose(ours, theirs, rtol=0, atol=1e-3 * float(theirs.abs().max())):
+            raise RuntimeError("normalisations of this backbone cannot be folded by order of calls")
+
+
+def _conv_norm_pairs(model: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
+    """Returns names of convolutions and of the normalisations that read their very outputs."""
+    produced: list[tuple[Tensor, str]] = []  # tensors are held, so that their identity is theirs
+    pairs: list[tuple[str, str]] = []
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d):
+
+                def record(_: nn.Module, __: Any, out: Tensor, name: str = name) -> None:
+                    produced.append((out, name))
+
+                stack.callback(module.register_forward_hook(record).remove)
+            elif isinstance(module, nn.BatchNorm2d):
+
+                def match(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                    pairs.extend((conv, name) for out, conv in produced if out is inputs[0])
+
+                stack.callback(module.register_forward_pre_hook(match).remove)
+        model(probe)
+    return pairs
 
 
 def _packaged_weights(name: str, model: nn.Module) -> dict[str, Tensor]:
