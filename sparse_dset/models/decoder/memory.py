@@ -101,10 +101,14 @@ def _whole(tensor: Tensor) -> SparseMap:
 
 
 def _read_sparse(maps: Sequence[SparseMap], whole: bool) -> Memory:
-    rows, sites = torch.cat([m.features for m in maps]), _sites(m.support for m in maps)
+    supports = tuple(m.support for m in maps)
+    rows, sites = torch.cat([m.features for m in maps]), _sites(supports)
     every_row = torch.arange(len(rows), device=rows.device)
-    table = _table(every_row, sites, maps[0].support.batch_size)
-    return Memory(rows, sites, table, tuple(m.support for m in maps), whole)
+    if whole:
+        table = _whole_table(every_row, supports)
+    else:
+        table = _table(every_row, sites, supports[0].batch_size)
+    return Memory(rows, sites, table, supports, whole)
 
 
 def _read_masked(maps: Sequence[MaskedMap], background: Tensor | None) -> Memory:
@@ -135,3 +139,9 @@ def _sites(supports: Iterable[Support]) -> Tensor:
 def _table(rows: Tensor, sites: Tensor, batch_size: int) -> Tensor:
     """Sorts rows by image: int64 ``[B, T]``, -1 = none."""
     return Ragged.from_batch_index(sites[rows, 0], batch_size).pad(rows, -1)
+
+
+def _whole_table(rows: Tensor, supports: Sequence[Support]) -> Tensor:
+    """The same where every image has every site."""
+    levels = rows.split([support.num_sites for support in supports])
+    return torch.cat([part.view(s.batch_size, -1) for part, s in zip(levels, supports)], dim=1)

@@ -117,14 +117,8 @@ class Aifi(nn.Module):
 
         tensor = x.tensor if isinstance(x, MaskedMap) else x
         batch_size, _, height, width = tensor.shape
-        y, column = (
-            torch.cartesian_prod(
-                torch.arange(height, device=tensor.device),
-                torch.arange(width, device=tensor.device),
-            )
-            .expand(batch_size, -1, -1)
-            .unbind(-1)
-        )
+        cell_index = torch.arange(height * width, device=tensor.device).expand(batch_size, -1)
+        y, column = cell_index // width, cell_index % width
         mask = x.support.mask().flatten(1) if isinstance(x, MaskedMap) else None
         tokens, stats = self._run(tensor.flatten(2).transpose(1, 2), y, column, mask, sizes)
         # A copy, for strides that convolutions know as channels last also in a batch of one.
