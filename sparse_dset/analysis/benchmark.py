@@ -148,6 +148,7 @@ def measure_latency(
     repeats: int,
     synchronize: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
+    before_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Latency]:
     """Times several arms in rounds: each round calls every arm once, in another random order.
 
@@ -160,6 +161,7 @@ def measure_latency(
         repeats: rounds that are counted, at least 1.
         synchronize: waits until the device is idle; called on both ends of every timing.
         clock: seconds.
+        before_round: called before every round, off the clock.
 
     Raises:
         ValueError: no arms, or ``warmup`` or ``repeats`` is below 1.
@@ -174,6 +176,7 @@ def measure_latency(
     times: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(warmup + repeats):
         shuffle(order)
+        before_round()
         for name in order:
             synchronize()
             start = clock()

@@ -7,7 +7,7 @@ import torch
 
 from sparse_dset import build_detector
 
-hugging_face = pytest.importorskip("tests.parity.hugging_face")
+hugging_face = pytest.importorskip("sparse_dset.analysis.hugging_face")
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Hugging Face's RT-DETRv2 with random weights, and its parameters under the released names."""
+"""Hugging Face's RT-DETRv2 with random weights, and its parameters under the released names.
+
+Needs the package ``transformers``; only comparisons import this module.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,12 @@ import re
 
 import torch
 from torch import Tensor
-from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
+from transformers import (
+    RTDetrResNetConfig,
+    RTDetrV2Config,
+    RTDetrV2ForObjectDetection,
+    TimmBackboneConfig,
+)
 
 _RENAMES = [
     (r"^model\.backbone\.model\.embedder\.embedder\.(\d)\.", r"backbone.conv1.conv1_\1."),
@@ -77,6 +85,24 @@ def build(depth: int, num_labels: int = 80) -> RTDetrV2ForObjectDetection:
                 if value.dim() == 1 and not name.endswith("weight"):
                     value.mul_(0.1)
     return model
+
+
+def build_lite0(num_labels: int = 80) -> RTDetrV2ForObjectDetection:
+    """Builds the shape of this project's ``lite0`` model with random weights."""
+    backbone = TimmBackboneConfig(
+        backbone="efficientnet_lite0",
+        out_indices=[2, 3, 4],
+        features_only=True,
+        use_pretrained_backbone=False,
+    )
+    config = RTDetrV2Config(
+        backbone_config=backbone,
+        encoder_in_channels=[40, 112, 320],
+        hidden_expansion=0.5,
+        decoder_layers=3,
+        num_labels=num_labels,
+    )
+    return RTDetrV2ForObjectDetection(config).eval()
 
 
 def released_names(model: RTDetrV2ForObjectDetection) -> dict[str, Tensor]:

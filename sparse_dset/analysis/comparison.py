@@ -1,0 +1,114 @@
+"""Compares arms that compute the same thing: outputs first, then times in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_dset.analysis.benchmark import measure_latency
+from sparse_dset.engine.loggers import environment
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms over the same inputs.
+
+    Attributes:
+        name: what is computed.
+        make_inputs: draws new inputs; called before every round.
+        arms: by name, each called with the inputs; the first is the one that others are compared
+            with. All return the same output, or None where it cannot be compared.
+        expected: the output to within rounding, in float64; None: the first arm's.
+        tolerance: largest difference, as a share of the output's range.
+        ideal: the speed-up over the first arm if time followed the FLOPs.
+    """
+
+    name: str
+    make_inputs: Callable[[], tuple[Any, ...]]
+    arms: Mapping[str, Callable[..., Tensor | None]]
+    expected: Callable[..., Tensor] | None = None
+    tolerance: float = 5e-5
+    ideal: float | None = None
+
+
+def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[str, Any]]:
+    """Measures a comparison.
+
+    Returns:
+        A row per arm: ``case``, ``arm``, ``latency_ms`` (median, p10, p90), ``speedup`` over the
+        first arm, ``of_ideal`` (that over the ideal one), ``error`` (largest, as a
+        share of the range), and how it was measured.
+
+    Raises:
+        RuntimeError: an arm computes something else; nothing was timed.
+    """
+    errors = _errors(comparison)
+    inputs = [comparison.make_inputs()]
+
+    def renew() -> None:
+        inputs[0] = comparison.make_inputs()
+
+    calls = {
+        name: (lambda arm=arm: arm(*inputs[0]))  # type: ignore[misc]
+        for name, arm in comparison.arms.items()
+    }
+    latencies = measure_latency(
+        calls, warmup=warmup, repeats=repeats, synchronize=lambda: None, before_round=renew
+    )
+    return [
+        {
+            "case": comparison.name,
+            "arm": name,
+            "latency_ms": {
+                "median": 1e3 * latency.median,
+                "p10": 1e3 * latency.p10,
+                "p90": 1e3 * latency.p90,
+            },
+            "speedup": 1.0 / latency.ratio,
+            "of_ideal": None if comparison.ideal is None else 1.0 / latency.ratio / comparison.ideal,
+            "error": errors[name],
+            "warmup": warmup,
+            "repeats": repeats,
+            "environment": environment(torch.device("cpu")),
+        }
+        for name, latency in latencies.items()
+    ]
+
+
+def format_comparisons(rows: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table of rows of ``compare``."""
+    lines = ["| case | arm | ms | speed-up | of ideal | error |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        ms = row["latency_ms"]
+        of_ideal = "-" if row["of_ideal"] is None else f"{row['of_ideal']:.2f}"
+        error = "-" if row["error"] is None else f"{row['error']:.0e}"
+        lines.append(
+            f"| {row['case']} | {row['arm']} | {ms['median']:.3g} [{ms['p10']:.3g}-"
+            f"{ms['p90']:.3g}] | {row['speedup']:.2f}x | {of_ideal} | {error} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _errors(comparison: Comparison) -> dict[str, float | None]:
+    inputs = comparison.make_inputs()
+    outputs = {name: arm(*inputs) for name, arm in comparison.arms.items()}
+    first = next(iter(outputs.values()))
+    expected = first if comparison.expected is None else comparison.expected(*inputs)
+    errors: dict[str, float | None] = {}
+    for name, output in outputs.items():
+        if output is None or expected is None:
+            errors[name] = None
+            continue
+        difference = (output.double() - expected.double()).abs().max()
+        error = float(difference / expected.abs().max().clamp(min=1e-30))
+        if not error <= comparison.tolerance:
+            raise RuntimeError(
+                f"{comparison.name}: {name} differs by {error:.1e} of the output's range, more than "
+                f"{comparison.tolerance:g}: its time cannot be compared"
+            )
+        errors[name] = error
+    return errors

@@ -1,0 +1,254 @@
+"""What ``scripts/benchmark.py target=ops|neck|decoder`` compares: parts on a CPU, peer by peer."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparse_dset import native
+from sparse_dset.analysis.comparison import Comparison
+from sparse_dset.analysis.peers import ncnn_convolution
+from sparse_dset.models.detector import Detector
+from sparse_dset.ops import (
+    available_backends,
+    dense_conv2d,
+    dense_deform_attn,
+    project_and_sample,
+    sparse_conv2d,
+    use_backend,
+)
+from sparse_dset.ops.cpu import chosen_algorithm
+from sparse_dset.structures import SparseMap, Support
+
+SHAPES = ((128, 80), (256, 80), (256, 40), (64, 160))
+"""(channels, cells of a side) of the convolutions that are compared."""
+
+
+def ops_cases(keep_ratios: Sequence[float]) -> Iterator[Comparison]:
+    """Convolutions 3x3 on aligned 4x4 blocks and on random sites, and a training step of one."""
+    for channels, side in SHAPES:
+        for kind in ("blocks", "random"):
+            for keep in keep_ratios:
+                yield _convolution(channels, side, kind, keep)
+        yield _training(channels, side, keep=0.3)
+
+
+def neck_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
+    """The neck of a fused detector; sparse arms make their tables within the time."""
+    height, width = (size // 32 for size in model.image_size)
+    channels = model.encoder.lateral_convs[0].weight.shape[1]  # type: ignore[union-attr, index]
+    for keep in keep_ratios:
+        masks = _nested_masks(height, width, keep)
+
+        def make_inputs(masks: list[Tensor] = masks) -> tuple[Any, ...]:
+            maps = [_random_map(channels, *mask.shape[1:]) * mask.unsqueeze(1) for mask in masks]
+            rows = [
+                SparseMap.from_dense(m, Support.from_mask(mask)).features
+                for m, mask in zip(maps, masks, strict=True)
+            ]
+            return maps, rows
+
+        def onednn(maps: list[Tensor], rows: list[Tensor]) -> None:
+            with use_backend("reference"):
+                model.encoder.fuse(maps)
+
+        def dense(maps: list[Tensor], rows: list[Tensor]) -> None:
+            model.encoder.fuse(maps)
+
+        def sparse(maps: list[Tensor], rows: list[Tensor], masks: list[Tensor] = masks) -> None:
+            supports = [Support.from_mask(mask) for mask in masks]
+            model.encoder.fuse([SparseMap(r, s) for r, s in zip(rows, supports, strict=True)])
+
+        arms = {"oneDNN dense": onednn, "our dense": dense, "sparse": sparse}
+        yield Comparison(f"neck, keep {keep:g}", make_inputs, arms)
+
+
+def decoder_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
+    """The core of deformable attention: values projected and sampled."""
+    attention = model.decoder.decoder.layers[0].cross_attn  # type: ignore[union-attr]
+    weight, bias = attention.value_proj.weight, attention.value_proj.bias  # type: ignore[union-attr]
+    heads, points = attention.num_heads, attention.num_points  # type: ignore[union-attr]
+    channels, queries = weight.shape[1], model.decoder.num_queries  # type: ignore[union-attr, index]
+    height, width = (size // 32 for size in model.image_size)
+    extents = torch.tensor([[[height * f, width * f] for f in (4.0, 2.0, 1.0)]])
+    for keep in keep_ratios:
+        masks = _nested_masks(height, width, keep)
+        supports = [Support.from_mask(mask) for mask in masks]
+
+        def make_inputs(
+            masks: list[Tensor] = masks, supports: list[Support] = supports
+        ) -> tuple[Any, ...]:
+            maps = [_random_map(channels, *mask.shape[1:]) * mask.unsqueeze(1) for mask in masks]  # type: ignore[arg-type]
+            rows = torch.cat(
+                [SparseMap.from_dense(m, s).features for m, s in zip(maps, supports, strict=True)]
+            )
+            center, size = torch.rand(1, queries, 1, 1, 1, 2), torch.rand(1, queries, 1, 1, 1, 2)  # type: ignore[call-overload]
+            offsets = torch.randn(1, queries, heads, 3, points, 2)  # type: ignore[call-overload]
+            locations = center + 0.1 * size * offsets
+            weights = torch.rand(1, queries, heads, 3 * points).softmax(-1)  # type: ignore[call-overload, operator]
+            return maps, rows, locations, weights.view(1, queries, heads, 3, points)  # type: ignore[call-overload]
+
+        def dense(maps: list[Tensor], _: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+            rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in maps])  # type: ignore[arg-type]
+            values = F.linear(rows, weight, bias).split([m[0, 0].numel() for m in maps])  # type: ignore[arg-type]
+            projected = [
+                v.view(1, *m.shape[2:], -1).permute(0, 3, 1, 2)
+                for v, m in zip(values, maps, strict=True)
+            ]
+            return dense_deform_attn(projected, locations, weights, extents)
+
+        def ours(
+            _: Any,
+            rows: Tensor,
+            locations: Tensor,
+            weights: Tensor,
+            order: str = "auto",
+            supports: list[Support] = supports,
+        ) -> Tensor:
+            return project_and_sample(
+                rows,
+                weight,  # type: ignore[arg-type]
+                bias,  # type: ignore[arg-type]
+                supports,
+                locations,
+                weights,
+                extents,
+                order=order,
+            )
+
+        arms: dict[str, Callable[..., Tensor]] = {"value_proj + grid_sample": dense, "ours": ours}
+        for order in ("project_first", "sample_first"):
+            arms[order] = lambda *inputs, order=order, ours=ours: ours(*inputs, order=order)
+        yield Comparison(f"deformable attention, keep {keep:g}", make_inputs, arms)
+
+
+def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison:
+    weight = torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5
+    mask = _mask(side, kind, keep)
+    support = Support.from_mask(mask)
+    layout, name = _faster_layout(channels, side, weight)
+    dense_weight = weight.contiguous(memory_format=layout)
+
+    def make_inputs() -> tuple[Tensor, Tensor, Tensor]:
+        x = _random_map(channels, side, side) * mask.unsqueeze(1)
+        return x, x.contiguous(memory_format=layout), SparseMap.from_dense(x, support).features
+
+    def rows_of(y: Tensor) -> Tensor:
+        return SparseMap.from_dense(y, support).features
+
+    def with_rows(**options: str) -> Callable[..., Tensor]:
+        def run(_: Tensor, __: Tensor, rows: Tensor) -> Tensor:
+            return sparse_conv2d(rows, weight, None, support, **options)  # type: ignore[arg-type]
+
+        return run
+
+    def whole(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor | None]:
+        """Dense arms are compared by sites, which would take time: only where all are kept."""
+
+        def run(x: Tensor, laid_out: Tensor, _: Tensor) -> Tensor | None:
+            y = function(x, laid_out)
+            return rows_of(y) if keep == 1.0 else None
+
+        return run
+
+    arms: dict[str, Callable[..., Tensor | None]] = {
+        f"oneDNN dense {name}": whole(lambda _, x: F.conv2d(x, dense_weight, padding=1)),
+        "our dense": whole(lambda x, _: dense_conv2d(x, weight, None)),
+    }
+    if not native.unavailable_reason():
+        auto = chosen_algorithm(support, channels, channels)
+        arms[f"sparse auto = {auto}"] = with_rows(backend="cpu")
+        for algorithm in ("indirect", "winograd2", "winograd4"):
+            arms[f"sparse {algorithm}"] = with_rows(backend="cpu", algorithm=algorithm)
+    arms["im2col + matmul"] = with_rows(backend="reference")
+    if "spconv" in available_backends():
+        arms["spconv Native"] = with_rows(backend="spconv")
+    peer = ncnn_convolution(weight, torch.get_num_threads())
+    if peer is not None:
+        arms["ncnn dense"] = lambda x, *_: peer(x)
+
+    def expected(x: Tensor, *_: Tensor) -> Tensor:
+        return rows_of(F.conv2d(x.double(), weight.double(), padding=1))
+
+    pairs = int((support.neighbors() >= 0).sum())
+    return Comparison(
+        f"conv 3x3 C {channels}, {side}x{side}, {kind}, keep {keep:g}",
+        make_inputs,
+        arms,
+        expected,
+        ideal=9 * side * side / max(pairs, 1),
+    )
+
+
+def _training(channels: int, side: int, keep: float) -> Comparison:
+    """Forward and backward, both gradients."""
+    weight = (torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5).requires_grad_()
+    support = Support.from_mask(_mask(side, "blocks", keep))
+    layout, name = _faster_layout(channels, side, weight.detach())
+
+    def make_inputs() -> tuple[Tensor, Tensor]:
+        x = _random_map(channels, side, side).contiguous(memory_format=layout)
+        rows = SparseMap.from_dense(x, support).features
+        return x.requires_grad_(), rows.requires_grad_()
+
+    def step(convolve: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., None]:
+        def run(x: Tensor, rows: Tensor) -> None:
+            with torch.enable_grad():
+                y = convolve(x, rows)
+                torch.autograd.grad(y, [t for t in (x, rows) if t.requires_grad] + [weight], y, allow_unused=True)
+
+        return run
+
+    pairs = int((support.neighbors() >= 0).sum())
+    return Comparison(
+        f"forward + backward C {channels}, {side}x{side}, blocks, keep {keep:g}",
+        make_inputs,
+        {
+            f"oneDNN dense {name}": step(lambda x, _: F.conv2d(x, weight, padding=1)),
+            "sparse auto": step(lambda _, rows: sparse_conv2d(rows, weight, None, support)),
+        },
+        ideal=9 * side * side / pairs,
+    )
+
+
+def _mask(side: int, kind: str, keep: float) -> Tensor:
+    if kind == "random":
+        return _some(1, side, side, keep)
+    blocks = _some(1, side // 4, side // 4, keep)
+    return blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)
+
+
+def _nested_masks(height: int, width: int, keep: float) -> list[Tensor]:
+    """A decision at stride 32 and what finer levels inherit, finest first."""
+    coarse = _some(1, height, width, keep)
+    return [coarse.repeat_interleave(f, 1).repeat_interleave(f, 2) for f in (4, 2, 1)]
+
+
+def _some(batch: int, height: int, width: int, keep: float) -> Tensor:
+    order = torch.randperm(batch * height * width)
+    return (order < round(keep * len(order))).view(batch, height, width)
+
+
+def _random_map(channels: int, height: int, width: int) -> Tensor:
+    x = torch.randn(1, channels, height, width)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _faster_layout(channels: int, side: int, weight: Tensor) -> tuple[torch.memory_format, str]:
+    """The memory format in which PyTorch's dense convolution is faster here."""
+    medians = {}
+    for name, layout in (("nchw", torch.contiguous_format), ("nhwc", torch.channels_last)):
+        x = torch.randn(1, channels, side, side).contiguous(memory_format=layout)
+        laid_out, times = weight.contiguous(memory_format=layout), []
+        for _ in range(8):
+            start = time.perf_counter()
+            F.conv2d(x, laid_out, padding=1)
+            times.append(time.perf_counter() - start)
+        medians[statistics.median(times[3:])] = (layout, name)
+    return medians[min(medians)]

@@ -1,0 +1,127 @@
+"""Other libraries that run the same convolution or the same dense network on a CPU.
+
+Each one is optional: ``pip install .[peers]``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparse_dset.models.detector import Detector
+
+
+def installed(package: str) -> bool:
+    """Tells whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def ncnn_convolution(weight: Tensor, threads: int) -> Callable[[Tensor], None] | None:
+    """Returns ncnn's convolution of ``[1, C_in, H, W]`` in float32; None where ncnn is missing.
+
+    Args:
+        weight: ``[C_out, C_in, 3, 3]``; padding 1, no bias.
+        threads: of ncnn.
+    """
+    if not installed("ncnn"):
+        return None
+    import ncnn
+
+    out_channels = weight.shape[0]
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    for half in ("fp16_storage", "fp16_arithmetic", "fp16_packed", "bf16_storage"):
+        setattr(net.opt, f"use_{half}", False)
+    net.opt.use_winograd_convolution = True
+    with tempfile.TemporaryDirectory() as folder:
+        graph, values = Path(folder, "net.param"), Path(folder, "net.bin")
+        graph.write_text(
+            "7767517\n2 2\nInput in 0 1 in\n"
+            f"Convolution conv 1 1 in out 0={out_channels} 1=3 4=1 5=0 6={weight.numel()}\n"
+        )
+        values.write_bytes(bytes(4) + weight.detach().numpy().astype(np.float32).tobytes())
+        net.load_param(str(graph))
+        net.load_model(str(values))
+
+    def run(x: Tensor) -> None:
+        extractor = net.create_extractor()
+        extractor.input("in", ncnn.Mat(x[0].contiguous().numpy()))
+        extractor.extract("out")
+
+    return run
+
+
+class _DenseNetwork(nn.Module):
+    """What is exported: images to logits and boxes."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.detector(images, execution="dense")
+        return out.pred_logits, out.pred_boxes
+
+
+def export_dense(detector: Detector, images: Tensor, path: Path) -> None:
+    """Writes the dense execution of a fused detector as ONNX, for images of this size.
+
+    Args:
+        detector: fused; it is left as it was.
+        images: ``[B, 3, H, W]``.
+    """
+    backend, detector.backend = detector.backend, "reference"
+    layers = [layer.cross_attn for layer in detector.decoder.decoder.layers]
+    try:
+        for attention in layers:
+            attention.lean = False  # type: ignore[union-attr, assignment]  grid sampling is ONNX's
+        torch.onnx.export(
+            _DenseNetwork(detector),
+            (images,),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=["images"],
+            output_names=["logits", "boxes"],
+        )
+    finally:
+        detector.backend = backend
+        for attention in layers:
+            attention.lean = True  # type: ignore[union-attr, assignment]
+
+
+def onnxruntime_network(path: Path, threads: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Returns an exported network as ONNX Runtime runs it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, boxes = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(logits), torch.from_numpy(boxes)
+
+    return run
+
+
+def openvino_network(path: Path, threads: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Returns an exported network as OpenVINO runs it, in float32."""
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        result = compiled([images.numpy()])
+        return torch.from_numpy(result[0]), torch.from_numpy(result[1])
+
+    return run
