@@ -19,8 +19,9 @@ namespace {
 struct Costs {
   double indirect, winograd2, winograd4;  // a multiply-add
   double transform2, transform4;          // a channel of a tile, in and out
+  double weight;                          // a packed weight, which every call reads once
 };
-Costs costs = {1.0, 1.0, 1.0, 110.0, 190.0};
+Costs costs = {1.0, 1.0, 1.0, 110.0, 190.0, 8.0};
 
 constexpr int64_t TILES_AT_A_TIME = 48;  // of 4x4: what they become fits the second cache
 constexpr int64_t POINTWISE_ROWS = 192;  // as many rows of features stay in the second cache
@@ -73,13 +74,14 @@ int tile_size(Derivation algorithm) { return algorithm == Derivation::winograd2 
 Derivation choose(const at::Tensor& table, const std::optional<at::Tensor>& row_map,
                   int64_t in_channels, int64_t out_channels) {
   if (!row_map) return Derivation::indirect;
+  const SiteCounts counts = counts_of(table, *row_map);
   const double products = double(in_channels) * out_channels;
   const double channels = double(in_channels + out_channels);
-  const double indirect = pairs_of(table).pairs() * products * costs.indirect;
-  const double two = tiles_of(*row_map, 2).count() *
-                     (16 * products * costs.winograd2 + channels * costs.transform2);
-  const double four = tiles_of(*row_map, 4).count() *
-                      (36 * products * costs.winograd4 + channels * costs.transform4);
+  const double indirect = products * (counts.pairs * costs.indirect + 9 * costs.weight);
+  const double two = products * (16 * counts.tiles2 * costs.winograd2 + 16 * costs.weight) +
+                     channels * counts.tiles2 * costs.transform2;
+  const double four = products * (36 * counts.tiles4 * costs.winograd4 + 36 * costs.weight) +
+                      channels * counts.tiles4 * costs.transform4;
   if (indirect <= std::min(two, four)) return Derivation::indirect;
   return two < four ? Derivation::winograd2 : Derivation::winograd4;
 }
@@ -167,6 +169,8 @@ struct Operands {
              zeros.const_data_ptr<float>(),
              packed.const_data_ptr<float>(),
              bias_ ? bias.const_data_ptr<float>() : nullptr,
+             nullptr,
+             nullptr,
              out.data_ptr<float>(),
              int(weight.size(1)),
              int(weight.size(0)),
@@ -212,12 +216,21 @@ at::Tensor sparse_conv2d(const at::Tensor& features, const at::Tensor& weight,
   return operands.out;
 }
 
+// The cells of a map [B, C, H, W] as rows [B * H * W, C]; a copy only where their memory is not laid
+// out as rows, which those of some channels of a channels-last map are.
+at::Tensor rows_of_map(const at::Tensor& x) {
+  const int64_t step = x.stride(3);
+  const bool as_rows = x.stride(1) == 1 && step >= x.size(1) && x.stride(2) == step * x.size(3) &&
+                       x.stride(0) == step * x.size(3) * x.size(2);
+  if (as_rows) return x.as_strided({x.size(0) * x.size(2) * x.size(3), x.size(1)}, {step, 1});
+  return x.permute({0, 2, 3, 1}).reshape({-1, x.size(1)});
+}
+
 at::Tensor dense_conv2d(const at::Tensor& x, const at::Tensor& weight,
                         const std::optional<at::Tensor>& bias, c10::string_view algorithm,
                         c10::string_view activation) {
   TORCH_CHECK(x.dim() == 4, "x must be [B, C, H, W], got ", x.sizes());
-  const at::Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast).permute({0, 2, 3, 1});
-  const at::Tensor features = map.reshape({-1, x.size(1)});
+  const at::Tensor features = rows_of_map(x);
   check_weight(features, weight, bias, 9);
   const Derivation chosen = algorithm == "auto" ? Derivation::winograd4 : parse_algorithm(algorithm);
   TORCH_CHECK(chosen != Derivation::indirect, "a dense convolution is computed by winograd2 or winograd4");
@@ -254,17 +267,39 @@ at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_,
 }
 
 at::Tensor pointwise_conv(const at::Tensor& features, const at::Tensor& weight,
-                          const std::optional<at::Tensor>& bias, c10::string_view activation) {
+                          const std::optional<at::Tensor>& bias,
+                          const std::optional<at::Tensor>& addend,
+                          const std::optional<at::Tensor>& addend_rows, c10::string_view activation) {
   check_weight(features, weight, bias, 1);
-  const Operands operands(features, weight, bias, features.size(0), Derivation::pointwise, activation);
+  Operands operands(features, weight, bias, features.size(0), Derivation::pointwise, activation);
+  if (operands.out.numel() == 0) return operands.out;
+  at::Tensor dense_addend, dense_rows;
+  if (addend) {
+    check_rows(*addend, "addend");
+    const int64_t rows = addend->size(0);
+    TORCH_CHECK(addend->size(1) == weight.size(0), "addend must have ", weight.size(0), " columns");
+    if (addend_rows) {
+      TORCH_CHECK(addend_rows->scalar_type() == at::kLong && addend_rows->dim() == 1 &&
+                      addend_rows->size(0) == features.size(0),
+                  "addend_rows must be int64 [", features.size(0), "]");
+      dense_rows = addend_rows->contiguous();
+      const int64_t* index = dense_rows.const_data_ptr<int64_t>();
+      for (int64_t n = 0; n < dense_rows.size(0); ++n)
+        TORCH_CHECK(index[n] >= 0 && index[n] < rows, "addend_rows[", n, "] = ", index[n], " of ", rows);
+      operands.conv.addend_rows = index;
+    } else {
+      TORCH_CHECK(rows == features.size(0), "addend must have ", features.size(0), " rows");
+    }
+    dense_addend = addend->contiguous();
+    operands.conv.addend = dense_addend.const_data_ptr<float>();
+  }
   const int64_t panels = count_panels(weight.size(0));
-  if (operands.out.numel() != 0)
-    at::parallel_for(0, features.size(0), 48, [&](int64_t begin, int64_t end) {
-      for (int64_t first = begin; first < end; first += POINTWISE_ROWS)
-        for (int64_t panel = 0; panel < panels; ++panel)
-          kernels().pointwise(operands.conv, int(first), int(std::min(first + POINTWISE_ROWS, end)),
-                              int(panel));
-    });
+  at::parallel_for(0, features.size(0), 48, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; first += POINTWISE_ROWS)
+      for (int64_t panel = 0; panel < panels; ++panel)
+        kernels().pointwise(operands.conv, int(first), int(std::min(first + POINTWISE_ROWS, end)),
+                            int(panel));
+  });
   return operands.out;
 }
 
@@ -274,8 +309,8 @@ std::string chosen_algorithm(const at::Tensor& table, const std::optional<at::Te
 }
 
 void set_costs(at::ArrayRef<double> values) {
-  TORCH_CHECK(values.size() == 5, "5 costs are needed, got ", values.size());
-  costs = {values[0], values[1], values[2], values[3], values[4]};
+  TORCH_CHECK(values.size() == 6, "6 costs are needed, got ", values.size());
+  costs = {values[0], values[1], values[2], values[3], values[4], values[5]};
 }
 
 std::string cpu_capability() { return kernels().name; }
@@ -287,7 +322,8 @@ TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
         "str algorithm, str activation) -> Tensor");
   m.def("sparse_conv2d_cpu_weight_gradient(Tensor features, Tensor grad, Tensor table) -> Tensor");
   m.def("dense_conv2d_cpu(Tensor x, Tensor weight, Tensor? bias, str algorithm, str activation) -> Tensor");
-  m.def("pointwise_conv_cpu(Tensor features, Tensor weight, Tensor? bias, str activation) -> Tensor");
+  m.def("pointwise_conv_cpu(Tensor features, Tensor weight, Tensor? bias, Tensor? addend, "
+        "Tensor? addend_rows, str activation) -> Tensor");
   m.def("chosen_algorithm(Tensor table, Tensor? row_map, int in_channels, int out_channels) -> str",
         chosen_algorithm);
   m.def("set_costs(float[] values) -> ()", set_costs);

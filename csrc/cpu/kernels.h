@@ -17,6 +17,8 @@ struct Convolution {
   const float* zero_row;  // [C_in] zeros
   const float* weight;    // packed
   const float* bias;      // [C_out] or null
+  const float* addend;    // [any, C_out] or null, of pointwise only: added before the activation
+  const int64_t* addend_rows;  // [N_out], which row of addend, or null: the row's own
   float* out;             // [N_out, C_out], contiguous
   int in_channels, out_channels;
   Activation activation;

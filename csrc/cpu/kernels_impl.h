@@ -96,12 +96,14 @@ INLINE Multiply multiply_for(int rows, int vecs, bool accumulate) {
   return (accumulate ? adds : sets)[vecs - 1][rows - 1];
 }
 
-// row = activation(row + bias)
+// row = activation(row + bias + addend)
 template <Activation activation>
-void finish(float* row, const float* bias, int columns) {
+void finish(float* row, const float* bias, const float* addend, int columns) {
   for (int c = 0; c < columns; c += WIDTH) {
     const int left = columns - c;
-    const Vec sum = load_first(row + c, left) + (bias ? load_first(bias + c, left) : Vec{});
+    Vec sum = load_first(row + c, left);
+    if (bias) sum += load_first(bias + c, left);
+    if (addend) sum += load_first(addend + c, left);
     store_first(row + c, activate<activation>(sum), left);
   }
 }
@@ -122,11 +124,15 @@ INLINE void with_activation(Activation activation, Body&& body) {
   }
 }
 
-INLINE void finish_row(const Convolution& conv, float* row, int column, int columns) {
+INLINE void finish_row(const Convolution& conv, int r, int column, int columns) {
+  float* row = conv.out + int64_t(r) * conv.out_channels + column;
   const float* bias = conv.bias ? conv.bias + column : nullptr;
-  if (!bias && conv.activation == Activation::none) return;
+  const float* addend = nullptr;
+  if (conv.addend)
+    addend = conv.addend + (conv.addend_rows ? conv.addend_rows[r] : r) * conv.out_channels + column;
+  if (!bias && !addend && conv.activation == Activation::none) return;
   with_activation(conv.activation, [&](auto constant) {
-    finish<constant.value>(row, bias, columns);
+    finish<constant.value>(row, bias, addend, columns);
   });
 }
 
@@ -148,7 +154,7 @@ void pointwise(const Convolution& conv, int first, int last, int panel_index) {
       }
       multiply_for(m, padded / WIDTH, k > 0)(rows, weight, depth, outs, columns, next);
       if (k + depth == conv.in_channels)
-        for (int i = 0; i < m; ++i) finish_row(conv, outs[i], column, columns);
+        for (int i = 0; i < m; ++i) finish_row(conv, r + i, column, columns);
     }
   }
 }
@@ -177,7 +183,7 @@ void indirect(const Convolution& conv, const PairBlock& block, int panel_index) 
       }
       weight += int64_t(depth) * padded;
     }
-  for (int r = block.first_row; r < block.last_row; ++r) finish_row(conv, out_row(r), column, columns);
+  for (int r = block.first_row; r < block.last_row; ++r) finish_row(conv, r, column, columns);
 }
 
 // result[M, V * WIDTH] += features[in, M]^T times grad[out, V * WIDTH].

@@ -92,6 +92,22 @@ void copy_window(const Grid& grid, int64_t batch, int64_t y, int64_t x, int side
       for (int j = 0; j < side; ++j) out[j] = grid.at(batch, y + i, x + j);
 }
 
+int64_t count_tiles(const at::Tensor& row_map, int size) {
+  const Grid grid(row_map);
+  const int64_t columns = (grid.width + size - 1) / size;
+  std::vector<uint8_t> kept(columns);
+  int64_t count = 0;
+  for (int64_t batch = 0; batch < row_map.size(0); ++batch)
+    for (int64_t y = 0; y < grid.height; ++y) {
+      if (y % size == 0) std::fill(kept.begin(), kept.end(), 0);
+      const int32_t* line = grid.rows + (batch * grid.height + y) * grid.width;
+      for (int64_t x = 0; x < grid.width; ++x) kept[x / size] |= line[x] >= 0;
+      if (y % size == size - 1 || y + 1 == grid.height)
+        count += std::count(kept.begin(), kept.end(), 1);
+    }
+  return count;
+}
+
 at::Tensor make_tiles(const at::Tensor& row_map, int size) {
   const int side = size + 2;
   const Grid grid(row_map);
@@ -168,6 +184,23 @@ TileList full_tiles(int64_t batch, int64_t height, int64_t width, int size) {
     row_map = kept;
   }
   return tiles_of(row_map, size);
+}
+
+SiteCounts counts_of(const at::Tensor& table, const at::Tensor& row_map) {
+  check_table(table);
+  check_row_map(row_map);
+  const auto make = [&] {
+    at::Tensor counts = at::empty({3}, row_map.options().dtype(at::kLong));
+    const int32_t* rows = table.const_data_ptr<int32_t>();
+    int64_t* to = counts.data_ptr<int64_t>();
+    to[0] = std::count_if(rows, rows + table.numel(), [](int32_t row) { return row >= 0; });
+    to[1] = count_tiles(row_map, 2);
+    to[2] = count_tiles(row_map, 4);
+    return counts;
+  };
+  const at::Tensor counts = derive_from_table(row_map, Derivation::counts, make);
+  const int64_t* values = counts.const_data_ptr<int64_t>();
+  return {values[0], values[1], values[2]};
 }
 
 PairLists pairs_of(const at::Tensor& table) {

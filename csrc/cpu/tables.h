@@ -21,6 +21,13 @@ TileList tiles_of(const at::Tensor& row_map, int size);
 // The tiles of a batch of maps whose cells all hold a site, kept for the next call.
 TileList full_tiles(int64_t batch, int64_t height, int64_t width, int size);
 
+// How much there is to do for a 3x3 convolution of stride 1, counted once per row map.
+struct SiteCounts {
+  int64_t pairs, tiles2, tiles4;
+};
+
+SiteCounts counts_of(const at::Tensor& table, const at::Tensor& row_map);
+
 // The existing pairs of blocks of output rows, tap by tap, made once per table.
 struct PairLists {
   at::Tensor memory;  // int32: numbers of input rows and of blocks, offsets [blocks, taps + 1], in, out

@@ -46,7 +46,7 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
     Raises:
         RuntimeError: an arm computes something else; nothing was timed.
     """
-    errors = _errors(comparison)
+    errors, ideal = _errors(comparison), comparison.ideal
     inputs = [comparison.make_inputs()]
 
     def renew() -> None:
@@ -69,7 +69,7 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
                 "p90": 1e3 * latency.p90,
             },
             "speedup": 1.0 / latency.ratio,
-            "of_ideal": None if comparison.ideal is None else 1.0 / latency.ratio / comparison.ideal,
+            "of_ideal": ideal and 1.0 / latency.ratio / ideal,
             "error": errors[name],
             "warmup": warmup,
             "repeats": repeats,
@@ -107,8 +107,8 @@ def _errors(comparison: Comparison) -> dict[str, float | None]:
         error = float(difference / expected.abs().max().clamp(min=1e-30))
         if not error <= comparison.tolerance:
             raise RuntimeError(
-                f"{comparison.name}: {name} differs by {error:.1e} of the output's range, more than "
-                f"{comparison.tolerance:g}: its time cannot be compared"
+                f"{comparison.name}: {name} differs by {error:.1e} of the output's range, more "
+                f"than {comparison.tolerance:g}: its time cannot be compared"
             )
         errors[name] = error
     return errors

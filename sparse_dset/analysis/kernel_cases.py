@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparse_dset import native
 from sparse_dset.analysis.comparison import Comparison
-from sparse_dset.analysis.peers import ncnn_convolution
+from sparse_dset.analysis.peers import cross_attentions, ncnn_convolution
 from sparse_dset.models.detector import Detector
 from sparse_dset.ops import (
     available_backends,
@@ -42,7 +42,7 @@ def ops_cases(keep_ratios: Sequence[float]) -> Iterator[Comparison]:
 def neck_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
     """The neck of a fused detector; sparse arms make their tables within the time."""
     height, width = (size // 32 for size in model.image_size)
-    channels = model.encoder.lateral_convs[0].weight.shape[1]  # type: ignore[union-attr, index]
+    channels = cross_attentions(model)[0].value_proj.in_features
     for keep in keep_ratios:
         masks = _nested_masks(height, width, keep)
 
@@ -71,10 +71,10 @@ def neck_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Compar
 
 def decoder_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
     """The core of deformable attention: values projected and sampled."""
-    attention = model.decoder.decoder.layers[0].cross_attn  # type: ignore[union-attr]
-    weight, bias = attention.value_proj.weight, attention.value_proj.bias  # type: ignore[union-attr]
-    heads, points = attention.num_heads, attention.num_points  # type: ignore[union-attr]
-    channels, queries = weight.shape[1], model.decoder.num_queries  # type: ignore[union-attr, index]
+    attention = cross_attentions(model)[0]
+    weight, bias = attention.value_proj.weight, attention.value_proj.bias
+    heads, points = attention.num_heads, attention.num_points
+    channels, queries = attention.value_proj.in_features, model.decoder.num_queries
     height, width = (size // 32 for size in model.image_size)
     extents = torch.tensor([[[height * f, width * f] for f in (4.0, 2.0, 1.0)]])
     for keep in keep_ratios:
@@ -84,19 +84,19 @@ def decoder_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Com
         def make_inputs(
             masks: list[Tensor] = masks, supports: list[Support] = supports
         ) -> tuple[Any, ...]:
-            maps = [_random_map(channels, *mask.shape[1:]) * mask.unsqueeze(1) for mask in masks]  # type: ignore[arg-type]
+            maps = [_random_map(channels, *mask.shape[1:]) * mask.unsqueeze(1) for mask in masks]
             rows = torch.cat(
                 [SparseMap.from_dense(m, s).features for m, s in zip(maps, supports, strict=True)]
             )
-            center, size = torch.rand(1, queries, 1, 1, 1, 2), torch.rand(1, queries, 1, 1, 1, 2)  # type: ignore[call-overload]
-            offsets = torch.randn(1, queries, heads, 3, points, 2)  # type: ignore[call-overload]
+            center, size = torch.rand(1, queries, 1, 1, 1, 2), torch.rand(1, queries, 1, 1, 1, 2)
+            offsets = torch.randn(1, queries, heads, 3, points, 2)
             locations = center + 0.1 * size * offsets
-            weights = torch.rand(1, queries, heads, 3 * points).softmax(-1)  # type: ignore[call-overload, operator]
-            return maps, rows, locations, weights.view(1, queries, heads, 3, points)  # type: ignore[call-overload]
+            weights = torch.rand(1, queries, heads, 3 * points).softmax(-1)
+            return maps, rows, locations, weights.view(1, queries, heads, 3, points)
 
         def dense(maps: list[Tensor], _: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-            rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in maps])  # type: ignore[arg-type]
-            values = F.linear(rows, weight, bias).split([m[0, 0].numel() for m in maps])  # type: ignore[arg-type]
+            rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in maps])
+            values = F.linear(rows, weight, bias).split([m[0, 0].numel() for m in maps])
             projected = [
                 v.view(1, *m.shape[2:], -1).permute(0, 3, 1, 2)
                 for v, m in zip(values, maps, strict=True)
@@ -113,8 +113,8 @@ def decoder_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Com
         ) -> Tensor:
             return project_and_sample(
                 rows,
-                weight,  # type: ignore[arg-type]
-                bias,  # type: ignore[arg-type]
+                weight,
+                bias,
                 supports,
                 locations,
                 weights,
@@ -201,7 +201,9 @@ def _training(channels: int, side: int, keep: float) -> Comparison:
         def run(x: Tensor, rows: Tensor) -> None:
             with torch.enable_grad():
                 y = convolve(x, rows)
-                torch.autograd.grad(y, [t for t in (x, rows) if t.requires_grad] + [weight], y, allow_unused=True)
+                torch.autograd.grad(
+                    y, [t for t in (x, rows) if t.requires_grad] + [weight], y, allow_unused=True
+                )
 
         return run
 

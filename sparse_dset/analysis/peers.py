@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.detector import Detector
 
 
@@ -57,6 +58,12 @@ def ncnn_convolution(weight: Tensor, threads: int) -> Callable[[Tensor], None] |
     return run
 
 
+def cross_attentions(detector: Detector) -> list[MSDeformableAttention]:
+    """Returns the deformable attention of each decoder layer."""
+    modules = detector.decoder.decoder.modules()
+    return [module for module in modules if isinstance(module, MSDeformableAttention)]
+
+
 class _DenseNetwork(nn.Module):
     """What is exported: images to logits and boxes."""
 
@@ -77,10 +84,10 @@ def export_dense(detector: Detector, images: Tensor, path: Path) -> None:
         images: ``[B, 3, H, W]``.
     """
     backend, detector.backend = detector.backend, "reference"
-    layers = [layer.cross_attn for layer in detector.decoder.decoder.layers]
+    layers = cross_attentions(detector)
     try:
         for attention in layers:
-            attention.lean = False  # type: ignore[union-attr, assignment]  grid sampling is ONNX's
+            attention.lean = False  # grid sampling is what ONNX knows
         torch.onnx.export(
             _DenseNetwork(detector),
             (images,),
@@ -93,7 +100,7 @@ def export_dense(detector: Detector, images: Tensor, path: Path) -> None:
     finally:
         detector.backend = backend
         for attention in layers:
-            attention.lean = True  # type: ignore[union-attr, assignment]
+            attention.lean = True
 
 
 def onnxruntime_network(path: Path, threads: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -102,9 +109,7 @@ def onnxruntime_network(path: Path, threads: int) -> Callable[[Tensor], tuple[Te
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         logits, boxes = session.run(None, {"images": images.numpy()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -62,16 +63,39 @@ def concat(a: FeatureMap, b: FeatureMap) -> FeatureMap:
     return a.cat(b)  # type: ignore[arg-type]
 
 
-def halve_channels(x: FeatureMap) -> tuple[FeatureMap, FeatureMap]:
-    """Splits a map into its first and its last channels."""
+def rows_of(x: FeatureMap) -> Tensor:
+    """Returns a map's sites, of a dense one all of them, as rows ``[N, C]``."""
     if isinstance(x, SparseMap):
-        first, last = x.features.chunk(2, dim=1)
-        return x.with_features(first), x.with_features(last)
-    if isinstance(x, MaskedMap):
-        first, last = x.tensor.chunk(2, dim=1)
-        return MaskedMap(first, x.support), MaskedMap(last, x.support)
-    first, last = x.chunk(2, dim=1)
-    return first, last
+        return x.features
+    tensor = x.tensor if isinstance(x, MaskedMap) else x
+    return tensor.permute(0, 2, 3, 1).reshape(-1, tensor.shape[1])
+
+
+def map_of(rows: Tensor, like: FeatureMap) -> FeatureMap:
+    """Returns the map whose ``rows_of`` these are, on the sites of ``like``."""
+    if isinstance(like, SparseMap):
+        return like.with_features(rows)
+    tensor = like.tensor if isinstance(like, MaskedMap) else like
+    dense = rows.view(tensor.shape[0], *tensor.shape[2:], -1).permute(0, 3, 1, 2)
+    return MaskedMap.from_dense(dense, like.support) if isinstance(like, MaskedMap) else dense
+
+
+def parent_rows(x: FeatureMap, coarser: FeatureMap) -> Tensor:
+    """Returns the row of ``coarser`` over each row of ``x``: int64 ``[N]``."""
+    if isinstance(x, SparseMap) and isinstance(coarser, SparseMap):
+        return x.support.parents(coarser.support)
+    tensors = [m.tensor if isinstance(m, MaskedMap) else m for m in (x, coarser)]
+    batch, _, *size = tensors[0].shape  # type: ignore[union-attr]
+    return _full_parents(batch, *size, *tensors[1].shape[2:], tensors[0].device)  # type: ignore[union-attr]
+
+
+@functools.lru_cache(maxsize=64)
+def _full_parents(
+    batch: int, height: int, width: int, rows: int, columns: int, device: torch.device
+) -> Tensor:
+    with torch.inference_mode(False):  # it outlives the forward pass
+        coarser = Support.full(batch, rows, columns, device)
+        return Support.full(batch, height, width, device).parents(coarser)
 
 
 def pointwise(x: FeatureMap, function: Callable[[Tensor], Tensor]) -> FeatureMap:

@@ -44,12 +44,29 @@ def dense_conv2d(
 
 
 def pointwise_conv(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none"
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str = "none",
+    addend: Tensor | None = None,
+    addend_rows: Tensor | None = None,
 ) -> Tensor:
-    """Applies a linear layer and an activation to rows ``[N, C_in]``; weight ``[C_out, C_in]``."""
+    """Applies a linear layer and an activation to rows.
+
+    Args:
+        rows: ``[N, C_in]``; they may be columns of wider rows.
+        weight: ``[C_out, C_in]``.
+        addend: ``[M, C_out]``, added before the activation.
+        addend_rows: int64 ``[N]``, which row of ``addend`` each row gets; None: its own.
+    """
     if _runs_kernels(rows):
-        return torch.ops.sparse_dset.pointwise_conv_cpu(rows, weight, bias, activation)
-    return activate(F.linear(rows, weight, bias), activation, inplace=True)
+        return torch.ops.sparse_dset.pointwise_conv_cpu(
+            rows, weight, bias, addend, addend_rows, activation
+        )
+    out = F.linear(rows, weight, bias)
+    if addend is not None:
+        out += addend if addend_rows is None else addend.index_select(0, addend_rows)
+    return activate(out, activation, inplace=True)
 
 
 def _runs_kernels(x: Tensor) -> bool:

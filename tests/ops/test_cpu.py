@@ -201,7 +201,7 @@ def _operator_calls():
         yield "sparse_conv2d_cpu", (features, weight, bias, *tables, algorithm, "none")
     yield "sparse_conv2d_cpu_weight_gradient", (features.detach(), features.detach(), tables[0])
     yield "dense_conv2d_cpu", (torch.randn(2, 6, 8, 9), weight.detach(), None, "auto", "relu")
-    yield "pointwise_conv_cpu", (features.detach(), torch.randn(4, 6), None, "silu")
+    yield "pointwise_conv_cpu", (features.detach(), torch.randn(4, 6), None, None, None, "silu")
     yield "neighbor_table", (support.row_map(), support.indices, 1)
     yield "inverse_table", (tables[0], support.num_sites)
     yield "deform_attn_cpu", (features, *sampling, False)

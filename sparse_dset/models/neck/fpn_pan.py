@@ -18,10 +18,13 @@ from sparse_dset.models.layers import (
     FusedConv,
     concat,
     conv2d,
-    halve_channels,
+    map_of,
+    parent_rows,
     pointwise,
+    rows_of,
     upsample_onto,
 )
+from sparse_dset.ops import pointwise_conv
 
 
 def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:
@@ -54,11 +57,24 @@ class RepVggBlock(Fusable):
 
 
 class CSPRepLayer(Fusable):
-    """A cross-stage-partial block of RepVGG blocks."""
+    """A cross-stage-partial block of RepVGG blocks over two maps.
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, expansion: float) -> None:
+    Args:
+        in_channels: of both maps together.
+        upsamples: the first map is of the next coarser level.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        blocks: int,
+        expansion: float,
+        upsamples: bool = False,
+    ) -> None:
         super().__init__()
         hidden = int(out_channels * expansion)
+        self.upsamples = upsamples
         self.conv1 = ConvNormLayer(in_channels, hidden, 1, activation="silu")
         self.conv2 = ConvNormLayer(in_channels, hidden, 1, activation="silu")
         self.bottlenecks = nn.Sequential(*(RepVggBlock(hidden) for _ in range(blocks)))
@@ -71,23 +87,38 @@ class CSPRepLayer(Fusable):
     def fused(self) -> FusedCSPLayer:
         return FusedCSPLayer(self)
 
-    def forward(self, x: FeatureMap) -> FeatureMap:
+    def forward(self, first: FeatureMap, second: FeatureMap) -> FeatureMap:
+        if self.upsamples:
+            first = upsample_onto(first, onto=second)
+        x = concat(first, second)
         return self.conv3(add(self.bottlenecks(self.conv1(x)), self.conv2(x)))
 
 
 class FusedCSPLayer(nn.Module):
-    """The inference form of a ``CSPRepLayer``: its two first convolutions share one pass."""
+    """The inference form of a ``CSPRepLayer``.
+
+    Its two first convolutions share one pass. They are linear and of size 1, so each of the two
+    maps goes through its own part of their weights, the coarser one before it is upsampled: nothing
+    is concatenated, and the coarser map costs a quarter.
+    """
 
     def __init__(self, layer: CSPRepLayer) -> None:
         super().__init__()
         folded = zip(layer.conv1.folded(), layer.conv2.folded(), strict=True)
         weight, bias = (torch.cat(parts) for parts in folded)
-        self.conv12 = FusedConv(weight, bias, stride=1, activation="silu")
+        halves = weight.flatten(1).chunk(2, dim=1)
+        self.weight1, self.weight2, self.bias = (
+            nn.Parameter(part.contiguous(), requires_grad=False) for part in (*halves, bias)
+        )
+        self.upsamples = layer.upsamples
         self.bottlenecks = layer.bottlenecks
         self.conv3 = layer.conv3
 
-    def forward(self, x: FeatureMap) -> FeatureMap:
-        main, side = halve_channels(self.conv12(x))
+    def forward(self, first: FeatureMap, second: FeatureMap) -> FeatureMap:
+        part = pointwise_conv(rows_of(first), self.weight1, None)
+        parents = parent_rows(second, first) if self.upsamples else None
+        both = pointwise_conv(rows_of(second), self.weight2, self.bias, "silu", part, parents)
+        main, side = (map_of(rows, second) for rows in both.chunk(2, dim=1))
         return self.conv3(add(self.bottlenecks(main), side))
 
 
@@ -106,18 +137,18 @@ class FpnPan(nn.Module):
     ) -> None:
         super().__init__()
 
-        def fusion() -> CSPRepLayer:
-            return CSPRepLayer(2 * width, width, blocks, expansion)
+        def fusion(upsamples: bool) -> CSPRepLayer:
+            return CSPRepLayer(2 * width, width, blocks, expansion, upsamples)
 
         steps = range(levels - 1)
         self.lateral_convs = nn.ModuleList(
             ConvNormLayer(width, width, 1, activation="silu") for _ in steps
         )
-        self.fpn_blocks = nn.ModuleList(fusion() for _ in steps)
+        self.fpn_blocks = nn.ModuleList(fusion(upsamples=True) for _ in steps)
         self.downsample_convs = nn.ModuleList(
             ConvNormLayer(width, width, 3, stride=2, activation="silu") for _ in steps
         )
-        self.pan_blocks = nn.ModuleList(fusion() for _ in steps)
+        self.pan_blocks = nn.ModuleList(fusion(upsamples=False) for _ in steps)
 
     def fuse(self, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
         """Fuses maps of ``width`` channels, finest level first, and returns as many."""
@@ -127,12 +158,12 @@ class FpnPan(nn.Module):
         ):
             coarse = lateral(coarse)
             inner.append(coarse)
-            coarse = block(concat(upsample_onto(coarse, onto=fine), fine))
+            coarse = block(coarse, fine)
 
         outputs = [coarse]
         for down, block, lateral_map in zip(
             self.downsample_convs, self.pan_blocks, reversed(inner), strict=True
         ):
             lower = down(outputs[-1], onto=lateral_map)
-            outputs.append(block(concat(lower, lateral_map)))
+            outputs.append(block(lower, lateral_map))
         return outputs
