@@ -70,6 +70,35 @@ def _report(folder: Path, setup: dict[str, Any]) -> None:
     print(f"rows, table and plot: {folder}")
 
 
+def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name: str) -> None:
+    """Compares parts of the network, or all of it, with their peers; prints rows as they come."""
+    from sparse_dset.analysis import kernel_cases
+    from sparse_dset.analysis.comparison import compare, format_comparisons
+
+    if config.size is not None:
+        model.image_size = config.size
+    if config.target == "ops":
+        cases = kernel_cases.ops_cases(config.keep_ratios)
+    else:
+        make = {
+            "neck": kernel_cases.neck_cases,
+            "decoder": kernel_cases.decoder_cases,
+            "peers": kernel_cases.peer_cases,
+        }[config.target]
+        cases = make(model.eval(), name, config.keep_ratios)
+    rows = []
+    with torch.no_grad():
+        for case in cases:
+            new = compare(case, warmup=config.warmup, repeats=config.repeats)
+            for row in new:
+                shared = {"kind": "comparison", "target": config.target, "time": _now()}
+                append_row(folder / "comparisons.jsonl", {**shared, **row})
+            print(format_comparisons(new, header=not rows), end="", flush=True)
+            rows += new
+    (folder / f"{config.target}.md").write_text(format_comparisons(rows), encoding="utf-8")
+    print(f"{torch.get_num_threads()} threads; rows: {folder / 'comparisons.jsonl'}")
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S")
 
@@ -90,6 +119,11 @@ def main(cfg: DictConfig) -> None:
         model.backend = cfg.ops.backend
     if cfg.ops.algorithm != "auto":
         model.algorithm = cfg.ops.algorithm
+    if config.target != "model":
+        _compare_parts(
+            model, config, Path(cfg.output_dir), HydraConfig.get().runtime.choices["model"]
+        )
+        return
     dataset = find_validation_set(plain.get("data"), record, config.size)
     if dataset is None:
         images = torch.rand(config.batch_size, 3, *(config.size or model.image_size))
@@ -108,9 +142,17 @@ def main(cfg: DictConfig) -> None:
             "threads": torch.get_num_threads(),
             "device": str(device),
             "backend": model.backend,
+            "fused": config.fuse,
         }
         every = tuple(dict.fromkeys([Arm("dense"), *arms]))
-        rows = measure(model, images, every, warmup=config.warmup, repeats=config.repeats)
+        rows = measure(
+            model,
+            images,
+            every,
+            warmup=config.warmup,
+            repeats=config.repeats,
+            fuse=config.fuse,
+        )
         measured = {arm: rows[every.index(arm)] for arm in arms}
         shared = {"kind": "benchmark", "setup": setup, "config": record}
         for row in measured.values():

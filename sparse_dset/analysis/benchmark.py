@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import statistics
 import time
@@ -20,9 +21,13 @@ from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import EXECUTIONS, Detector, DetectorOutput
 from sparse_dset.models.pruner import check_keep_ratio
+from sparse_dset.ops.cpu import chosen_algorithm
+from sparse_dset.structures import Support
 
 LARGEST_DIFFERENCE = 1e-3
 """Largest difference of logits and boxes from ``dense`` where nothing is pruned."""
+
+TARGETS = ("model", "peers", "ops", "neck", "decoder")
 
 _LEVELS = ("s3", "s4", "s5")
 
@@ -90,6 +95,10 @@ class BenchmarkConfig:
             kernels and allocate memory.
         repeats: forward passes of each arm that are counted.
         evaluate: also compute AP, where there are a checkpoint and data.
+        fuse: time the inference form; FLOPs are counted on the network as published.
+        target: "model" measures executions of the whole detector, "peers" the same network in other
+            libraries, "ops", "neck" and "decoder" parts of it (these four on a CPU, and with
+            ``keep_ratios`` only).
     """
 
     executions: tuple[str, ...]
@@ -100,11 +109,15 @@ class BenchmarkConfig:
     warmup: int = 3
     repeats: int = 30
     evaluate: bool = True
+    fuse: bool = True
+    target: str = "model"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "executions", tuple(self.executions))
         object.__setattr__(self, "keep_ratios", tuple(self.keep_ratios))
         plan_arms(self.executions, self.keep_ratios)
+        if self.target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}; got {self.target!r}")
         if self.size is not None:
             object.__setattr__(self, "size", tuple(self.size))
             if len(self.size) != 2 or min(self.size) < 32:
@@ -196,6 +209,7 @@ def measure(
     *,
     warmup: int = 3,
     repeats: int = 30,
+    fuse: bool = False,
 ) -> list[dict[str, Any]]:
     """Measures arms of a detector on one batch: agreement, kept tokens, GFLOPs, time and memory.
 
@@ -205,6 +219,7 @@ def measure(
         arms: the first is ``dense``, the one that the others are compared with.
         warmup: forward passes of each arm before the clock counts.
         repeats: forward passes of each arm that are timed.
+        fuse: run a copy in its inference form; FLOPs are counted on the model as it is.
 
     Returns:
         A row of plain values per arm, in order: ``execution``, ``keep_ratio`` (asked), ``kept``
@@ -227,8 +242,9 @@ def measure(
     was_training = model.training
     model.eval()
     try:
-        differences = _differences_from_dense(model, images, {arm.execution for arm in arms})
-        calls = {arm.name: _call(model, images, arm) for arm in arms}
+        runs = copy.deepcopy(model).fuse() if fuse else model
+        differences = _differences_from_dense(runs, images, {arm.execution for arm in arms})
+        calls = {arm.name: _call(runs, images, arm) for arm in arms}
         outputs = {arm: calls[arm.name]() for arm in arms}
         kept = {arm: _count_kept(model, arm, outputs[arm]) for arm in arms}
         gflops = {
@@ -258,6 +274,8 @@ def measure(
             "warmup": warmup,
             "repeats": repeats,
             "backend": outputs[arm].backend,
+            "algorithms": _algorithms(outputs[arm], images),
+            "fused": fuse,
             "environment": environment(device),
         }
         for arm in arms
@@ -386,6 +404,16 @@ def _synchronizer(device: torch.device) -> Callable[[], None]:
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return lambda: None
+
+
+def _algorithms(output: DetectorOutput, images: Tensor) -> dict[str, str] | None:
+    """What "auto" means for the neck's 3x3 convolutions of each level; None: no choice is made."""
+    if output.backend != "cpu" or output.execution != "sparse":
+        return None
+    return {
+        level: chosen_algorithm(Support.from_mask(mask), 128, 128)
+        for level, mask in zip(_LEVELS, output.kept, strict=True)
+    }
 
 
 def _peak_memory_mib(call: Callable[[], object], device: torch.device) -> float | None:

@@ -79,9 +79,10 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
     ]
 
 
-def format_comparisons(rows: list[dict[str, Any]]) -> str:
+def format_comparisons(rows: list[dict[str, Any]], header: bool = True) -> str:
     """Returns a Markdown table of rows of ``compare``."""
     lines = ["| case | arm | ms | speed-up | of ideal | error |", "|---|---|---|---|---|---|"]
+    lines = lines if header else []
     for row in rows:
         ms = row["latency_ms"]
         of_ideal = "-" if row["of_ideal"] is None else f"{row['of_ideal']:.2f}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,14 @@ from torch import Tensor
 
 from sparse_dset import native
 from sparse_dset.analysis.comparison import Comparison
-from sparse_dset.analysis.peers import cross_attentions, ncnn_convolution
+from sparse_dset.analysis.peers import (
+    cross_attentions,
+    export_dense,
+    installed,
+    ncnn_convolution,
+    onnxruntime_network,
+    openvino_network,
+)
 from sparse_dset.models.detector import Detector
 from sparse_dset.ops import (
     available_backends,
@@ -39,8 +48,9 @@ def ops_cases(keep_ratios: Sequence[float]) -> Iterator[Comparison]:
         yield _training(channels, side, keep=0.3)
 
 
-def neck_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
-    """The neck of a fused detector; sparse arms make their tables within the time."""
+def neck_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
+    """The neck in its inference form; sparse arms make their tables within the time."""
+    model.fuse()
     height, width = (size // 32 for size in model.image_size)
     channels = cross_attentions(model)[0].value_proj.in_features
     for keep in keep_ratios:
@@ -66,10 +76,10 @@ def neck_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Compar
             model.encoder.fuse([SparseMap(r, s) for r, s in zip(rows, supports, strict=True)])
 
         arms = {"oneDNN dense": onednn, "our dense": dense, "sparse": sparse}
-        yield Comparison(f"neck, keep {keep:g}", make_inputs, arms)
+        yield Comparison(f"neck of {name}, keep {keep:g}", make_inputs, arms)
 
 
-def decoder_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
+def decoder_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
     """The core of deformable attention: values projected and sampled."""
     attention = cross_attentions(model)[0]
     weight, bias = attention.value_proj.weight, attention.value_proj.bias
@@ -125,7 +135,54 @@ def decoder_cases(model: Detector, keep_ratios: Sequence[float]) -> Iterator[Com
         arms: dict[str, Callable[..., Tensor]] = {"value_proj + grid_sample": dense, "ours": ours}
         for order in ("project_first", "sample_first"):
             arms[order] = lambda *inputs, order=order, ours=ours: ours(*inputs, order=order)
-        yield Comparison(f"deformable attention, keep {keep:g}", make_inputs, arms)
+        yield Comparison(f"deformable attention of {name}, keep {keep:g}", make_inputs, arms)
+
+
+def peer_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
+    """The whole detector against the same network in other libraries, weights alike for ResNets."""
+    from sparse_dset.analysis import hugging_face
+
+    peer = hugging_face.build_lite0() if name == "lite0" else hugging_face.build(int(name[1:]))
+    alike = name != "lite0"
+    if alike:
+        model.load_rtdetr(hugging_face.released_names(peer))
+    model.fuse()
+    images = torch.rand(1, 3, *model.image_size)
+
+    def best(logits: Tensor) -> Tensor | None:
+        """Scores in order: queries have none of their own."""
+        return logits.sort(dim=1).values if alike else None
+
+    def ours(execution: str, keep: float) -> Callable[[Tensor], Tensor | None]:
+        def run(x: Tensor) -> Tensor | None:
+            out = model(x, execution=execution, keep_ratio=keep)
+            return best(out.pred_logits) if keep == 1.0 else None
+
+        return run
+
+    def exported(run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Any]:
+        return lambda x: best(run(x)[0])
+
+    arms: dict[str, Callable[[Tensor], Tensor | None]] = {
+        "Hugging Face eager": lambda x: best(peer(pixel_values=x).logits),
+        "our dense": ours("dense", 1.0),
+    }
+    arms |= {f"sparse {keep:g}": ours("sparse", keep) for keep in keep_ratios}
+    if installed("onnx"):
+        path = Path(tempfile.mkdtemp(), "dense.onnx")
+        export_dense(model, images, path)
+        for title, package, network in (
+            ("ONNX Runtime", "onnxruntime", onnxruntime_network),
+            ("OpenVINO", "openvino", openvino_network),
+        ):
+            if installed(package):
+                arms[title] = exported(network(path, torch.get_num_threads()))
+    yield Comparison(
+        f"{name}, {model.image_size[0]}x{model.image_size[1]}",
+        lambda: (torch.rand_like(images),),
+        arms,
+        tolerance=1e-3,
+    )
 
 
 def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison:

@@ -89,7 +89,7 @@ def export_dense(detector: Detector, images: Tensor, path: Path) -> None:
         for attention in layers:
             attention.lean = False  # grid sampling is what ONNX knows
         torch.onnx.export(
-            _DenseNetwork(detector),
+            _DenseNetwork(detector).eval(),
             (images,),
             str(path),
             dynamo=False,
