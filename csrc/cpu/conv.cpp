@@ -86,25 +86,46 @@ Derivation choose(const at::Tensor& table, const std::optional<at::Tensor>& row_
   return two < four ? Derivation::winograd2 : Derivation::winograd4;
 }
 
-at::Tensor pack(const at::Tensor& weight, Derivation derivation) {
-  return derive_from_weight(weight, derivation, [&] {
+// Which of a weight's forms a convolution uses.
+struct WeightForm {
+  bool transposed = false;  // C_in and C_out change places: the gradient of the input
+  bool turned = false;      // and the kernel is turned by 180 degrees
+};
+
+// Weights of one matrix per tap, packed.
+at::Tensor pack_taps(const at::Tensor& weight, Derivation derivation, WeightForm form) {
+  return derive_from_weight(weight, derivation, form.transposed + 2 * form.turned, [&] {
     const at::Tensor source = weight.contiguous();
-    const float* w = source.const_data_ptr<float>();
-    const int out = weight.size(0), in = weight.size(1);
-    const auto empty = [&](int64_t floats) { return at::empty({floats}, weight.options()); };
-    at::Tensor packed;
-    if (derivation == Derivation::pointwise || derivation == Derivation::indirect) {
-      const int taps = source.numel() / std::max<int64_t>(1, int64_t(out) * in);
-      packed = empty(kernels().packed_size(taps, in, out));
-      kernels().pack(w, taps, in, out, 1, taps, int64_t(in) * taps, packed.data_ptr<float>());
-    } else {
-      const int size = tile_size(derivation), points = (size + 2) * (size + 2);
-      at::Tensor transformed = empty(int64_t(points) * in * out);
-      kernels().winograd_weight(w, out, in, size, transformed.data_ptr<float>());
-      packed = empty(kernels().packed_size(points, in, out));
-      kernels().pack(transformed.const_data_ptr<float>(), points, in, out, int64_t(in) * out, out, 1,
-                     packed.data_ptr<float>());
-    }
+    int in = weight.size(1), out = weight.size(0);
+    const int taps = source.numel() / std::max<int64_t>(1, int64_t(out) * in);
+    int64_t row_stride = taps, column_stride = int64_t(in) * taps;
+    if (form.transposed) std::swap(in, out), std::swap(row_stride, column_stride);
+    const float* first = source.const_data_ptr<float>() + (form.turned ? taps - 1 : 0);
+    at::Tensor packed = at::empty({kernels().packed_size(taps, in, out)}, weight.options());
+    float* to = packed.data_ptr<float>();
+    at::parallel_for(0, count_panels(out), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t panel = begin; panel < end; ++panel)
+        kernels().pack(first, taps, in, out, form.turned ? -1 : 1, row_stride, column_stride,
+                       int(panel), to);
+    });
+    return packed;
+  });
+}
+
+at::Tensor pack(const at::Tensor& weight, Derivation derivation, WeightForm form) {
+  if (derivation == Derivation::pointwise || derivation == Derivation::indirect)
+    return pack_taps(weight, derivation, form);
+  return derive_from_weight(weight, derivation, form.transposed + 2 * form.turned, [&] {
+    const int size = tile_size(derivation), points = (size + 2) * (size + 2);
+    const int in = weight.size(form.transposed ? 0 : 1), out = weight.size(form.transposed ? 1 : 0);
+    const at::Tensor taps = pack_taps(weight, Derivation::indirect, form);
+    at::Tensor packed = at::empty({kernels().packed_size(points, in, out)}, weight.options());
+    const float* from = taps.const_data_ptr<float>();
+    float* to = packed.data_ptr<float>();
+    at::parallel_for(0, count_panels(out), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t panel = begin; panel < end; ++panel)
+        kernels().winograd_weight(from, in, out, size, int(panel), to);
+    });
     return packed;
   });
 }
@@ -158,12 +179,12 @@ struct Operands {
 
   Operands(const at::Tensor& features_, const at::Tensor& weight,
            const std::optional<at::Tensor>& bias_, int64_t out_rows, Derivation algorithm,
-           c10::string_view activation)
+           c10::string_view activation, WeightForm form = {})
       : features(with_dense_rows(features_)),
-        packed(pack(weight, algorithm)),
+        packed(pack(weight, algorithm, form)),
         bias(bias_ ? bias_->contiguous() : at::Tensor()),
         zeros(at::zeros({features.size(1)}, features.options())),
-        out(at::empty({out_rows, weight.size(0)}, features.options())),
+        out(at::empty({out_rows, weight.size(form.transposed ? 1 : 0)}, features.options())),
         conv{features.const_data_ptr<float>(),
              features.stride(0),
              zeros.const_data_ptr<float>(),
@@ -172,33 +193,36 @@ struct Operands {
              nullptr,
              nullptr,
              out.data_ptr<float>(),
-             int(weight.size(1)),
-             int(weight.size(0)),
+             int(features.size(1)),
+             int(out.size(1)),
              parse_activation(activation)} {}
 };
 
 void check_weight(const at::Tensor& features, const at::Tensor& weight,
-                  const std::optional<at::Tensor>& bias, int64_t taps) {
+                  const std::optional<at::Tensor>& bias, int64_t taps, bool transposed = false) {
   check_rows(features, "features");
+  const int64_t in = transposed ? 0 : 1;
   TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() >= 2 &&
-                  weight.size(1) == features.size(1) &&
+                  weight.size(in) == features.size(1) &&
                   weight.numel() == weight.size(0) * weight.size(1) * taps,
-              "weight must be float32 [C_out, ", features.size(1), "] with ", taps, " taps, got ",
-              weight.scalar_type(), " ", weight.sizes());
+              "weight must be float32 with ", features.size(1), " input channels and ", taps,
+              " taps, got ", weight.scalar_type(), " ", weight.sizes());
   TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 &&
-                        bias->size(0) == weight.size(0)),
-              "bias must be float32 [", weight.size(0), "]");
+                        bias->size(0) == weight.size(1 - in)),
+              "bias must be float32 [", weight.size(1 - in), "]");
 }
 
 at::Tensor sparse_conv2d(const at::Tensor& features, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias, const at::Tensor& table,
                          const std::optional<at::Tensor>& row_map, c10::string_view algorithm,
-                         c10::string_view activation) {
-  check_weight(features, weight, bias, table.size(1));
+                         c10::string_view activation, bool transposed) {
+  check_weight(features, weight, bias, table.size(1), transposed);
   const Derivation chosen = algorithm == "auto"
                                 ? choose(table, row_map, weight.size(1), weight.size(0))
                                 : parse_algorithm(algorithm);
-  const Operands operands(features, weight, bias, table.size(0), chosen, activation);
+  // A submanifold convolution's windows are symmetric: its transpose has them too, turned.
+  const WeightForm form = {transposed, transposed && row_map.has_value()};
+  const Operands operands(features, weight, bias, table.size(0), chosen, activation, form);
   if (operands.out.numel() == 0) return operands.out;
   if (chosen == Derivation::indirect) {
     const PairLists pairs = pairs_of(table);
@@ -319,7 +343,7 @@ std::string cpu_capability() { return kernels().name; }
 
 TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
   m.def("sparse_conv2d_cpu(Tensor features, Tensor weight, Tensor? bias, Tensor table, Tensor? row_map, "
-        "str algorithm, str activation) -> Tensor");
+        "str algorithm, str activation, bool transposed=False) -> Tensor");
   m.def("sparse_conv2d_cpu_weight_gradient(Tensor features, Tensor grad, Tensor table) -> Tensor");
   m.def("dense_conv2d_cpu(Tensor x, Tensor weight, Tensor? bias, str algorithm, str activation) -> Tensor");
   m.def("pointwise_conv_cpu(Tensor features, Tensor weight, Tensor? bias, Tensor? addend, "

@@ -10,7 +10,7 @@
 namespace sparse_dset {
 namespace {
 
-using Key = std::tuple<const void*, int64_t, std::vector<int64_t>, std::vector<int64_t>, Derivation>;
+using Key = std::tuple<const void*, int64_t, std::vector<int64_t>, std::vector<int64_t>, Derivation, int>;
 
 struct Entry {
   c10::weak_intrusive_ptr<c10::StorageImpl> owner;  // tells when the memory is another tensor's
@@ -25,9 +25,9 @@ std::map<Key, Entry>& entries() {
   return *map;
 }
 
-Key key_of(const at::Tensor& source, Derivation derivation) {
+Key key_of(const at::Tensor& source, Derivation derivation, int variant) {
   return {source.storage().unsafeGetStorageImpl(), source.storage_offset(), source.sizes().vec(),
-          source.strides().vec(), derivation};
+          source.strides().vec(), derivation, variant};
 }
 
 uint64_t fingerprint(const at::Tensor& weight) {
@@ -44,9 +44,9 @@ uint64_t fingerprint(const at::Tensor& weight) {
   return hash;
 }
 
-at::Tensor derive(const at::Tensor& source, Derivation derivation, int64_t version,
+at::Tensor derive(const at::Tensor& source, Derivation derivation, int variant, int64_t version,
                   uint64_t fingerprint, const std::function<at::Tensor()>& make) {
-  const Key key = key_of(source, derivation);
+  const Key key = key_of(source, derivation, variant);
   {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto found = entries().find(key);
@@ -69,15 +69,15 @@ at::Tensor derive(const at::Tensor& source, Derivation derivation, int64_t versi
 
 }  // namespace
 
-at::Tensor derive_from_weight(const at::Tensor& weight, Derivation derivation,
+at::Tensor derive_from_weight(const at::Tensor& weight, Derivation derivation, int variant,
                               const std::function<at::Tensor()>& make) {
   if (weight.is_inference()) return make();
-  return derive(weight, derivation, weight._version(), fingerprint(weight), make);
+  return derive(weight, derivation, variant, weight._version(), fingerprint(weight), make);
 }
 
 at::Tensor derive_from_table(const at::Tensor& table, Derivation derivation,
                              const std::function<at::Tensor()>& make) {
-  return derive(table, derivation, 0, 0, make);
+  return derive(table, derivation, 0, 0, 0, make);
 }
 
 }  // namespace sparse_dset

@@ -13,7 +13,8 @@ enum class Derivation { indirect, winograd2, winograd4, pointwise, pairs, tiles2
 // stay as they are. Values are watched through the version counter, which every in-place operation
 // and every optimiser moves, and, as writing through `.data` does not move it, through a sample of 64
 // of them. Inference tensors have no version: nothing is kept for them.
-at::Tensor derive_from_weight(const at::Tensor& weight, Derivation, const std::function<at::Tensor()>& make);
+at::Tensor derive_from_weight(const at::Tensor& weight, Derivation, int variant,
+                              const std::function<at::Tensor()>& make);
 
 // The same for tables, which are never written to once they exist.
 at::Tensor derive_from_table(const at::Tensor& table, Derivation, const std::function<at::Tensor()>& make);

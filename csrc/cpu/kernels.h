@@ -62,9 +62,10 @@ struct Kernels {
 
   // Floats that `count` matrices [rows, columns] take when packed.
   int64_t (*packed_size)(int count, int rows, int columns);
-  // Packs matrices: element (m, r, c) is at m * matrix_stride + r * row_stride + c * column_stride.
+  // Packs one panel of matrices whose element (m, r, c) is at
+  // m * matrix_stride + r * row_stride + c * column_stride.
   void (*pack)(const float* source, int count, int rows, int columns, int64_t matrix_stride,
-               int64_t row_stride, int64_t column_stride, float* packed);
+               int64_t row_stride, int64_t column_stride, int panel_index, float* packed);
 
   // Rows [first, last) times one matrix; one panel of columns.
   void (*pointwise)(const Convolution&, int first, int last, int panel_index);
@@ -75,9 +76,9 @@ struct Kernels {
                           const int32_t* out, int count, int in_channels, int out_channels,
                           int panel_index, float* result);
 
-  // Kernels [C_out, C_in, 3, 3] to matrices [(size + 2)^2, C_in, C_out].
-  void (*winograd_weight)(const float* weight, int out_channels, int in_channels, int size,
-                          float* transformed);
+  // One panel of packed matrices, from one per tap of 3x3 to (size + 2)^2.
+  void (*winograd_weight)(const float* taps, int in_channels, int out_channels, int size,
+                          int panel_index, float* packed);
   // Floats of scratch memory that `winograd` needs for so many tiles.
   int64_t (*winograd_scratch)(int size, int tiles, int in_channels);
   // Panels [first_panel, last_panel) of tiles [T, (size + 2)^2], the input rows under each tile

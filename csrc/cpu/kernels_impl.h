@@ -8,10 +8,8 @@ constexpr int GRADIENT_PAIRS = 256;  // pairs at a time, whose rows fit the seco
 
 INLINE int at_most(int a, int b) { return a < b ? a : b; }
 INLINE int round_up(int n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
-INLINE int panels(int columns) { return (columns + PANEL - 1) / PANEL; }
-// Columns of a panel, and the same rounded up to whole vectors.
+// Columns of a panel that exist.
 INLINE int panel_columns(int columns, int index) { return at_most(columns - index * PANEL, PANEL); }
-INLINE int padded_columns(int columns, int index) { return round_up(panel_columns(columns, index)); }
 
 int64_t packed_size(int count, int rows, int columns) {
   return int64_t(count) * rows * round_up(columns);
@@ -23,17 +21,16 @@ INLINE int64_t panel_offset(int count, int rows, int index) {
 }
 
 void pack(const float* source, int count, int rows, int columns, int64_t matrix_stride,
-          int64_t row_stride, int64_t column_stride, float* packed) {
-  for (int p = 0; p < panels(columns); ++p) {
-    const int real = panel_columns(columns, p), padded = padded_columns(columns, p);
-    for (int m = 0; m < count; ++m)
-      for (int r = 0; r < rows; ++r) {
-        const float* from = source + m * matrix_stride + r * row_stride + p * PANEL * column_stride;
-        for (int c = 0; c < real; ++c) packed[c] = from[c * column_stride];
-        for (int c = real; c < padded; ++c) packed[c] = 0.0f;
-        packed += padded;
-      }
-  }
+          int64_t row_stride, int64_t column_stride, int panel_index, float* packed) {
+  const int real = panel_columns(columns, panel_index), padded = round_up(real);
+  packed += panel_offset(count, rows, panel_index);
+  source += panel_index * PANEL * column_stride;
+  for (int m = 0; m < count; ++m)
+    for (int r = 0; r < rows; ++r, packed += padded) {
+      const float* from = source + m * matrix_stride + r * row_stride;
+      for (int c = 0; c < real; ++c) packed[c] = from[c * column_stride];
+      for (int c = real; c < padded; ++c) packed[c] = 0.0f;
+    }
 }
 
 // outs[i] (+)= rows[i] [depth] times panel [depth, V * WIDTH]; all sums stay in registers. Meanwhile
@@ -294,30 +291,37 @@ struct Winograd<4> {
 };
 
 template <int SIZE>
-void transform_weight(const float* weight, int out_channels, int in_channels, float* transformed) {
+void transform_weight(const float* taps, int in_channels, int padded, float* packed) {
   constexpr int N = SIZE + 2;
-  const int64_t matrix = int64_t(in_channels) * out_channels;
-  for (int o = 0; o < out_channels; ++o)
-    for (int i = 0; i < in_channels; ++i) {
-      const float* g = weight + (int64_t(o) * in_channels + i) * 9;
-      double columns[3][N], u[N];
-      for (int x = 0; x < 3; ++x) {
-        const double tap[3] = {g[x], g[3 + x], g[6 + x]};
-        Winograd<SIZE>::weight(tap, columns[x]);
-      }
-      for (int y = 0; y < N; ++y) {
-        const double tap[3] = {columns[0][y], columns[1][y], columns[2][y]};
-        Winograd<SIZE>::weight(tap, u);
-        for (int x = 0; x < N; ++x)
-          transformed[(y * N + x) * matrix + int64_t(i) * out_channels + o] = float(u[x]);
-      }
+  const int64_t matrix = int64_t(in_channels) * padded;
+  for (int64_t i = 0; i < matrix; i += WIDTH) {
+    Vec columns[N][3];
+#pragma GCC unroll 4
+    for (int x = 0; x < 3; ++x) {
+      Vec g[3], u[N];
+#pragma GCC unroll 4
+      for (int y = 0; y < 3; ++y) g[y] = load(taps + (3 * y + x) * matrix + i);
+      Winograd<SIZE>::weight(g, u);
+#pragma GCC unroll 8
+      for (int y = 0; y < N; ++y) columns[y][x] = u[y];
     }
+#pragma GCC unroll 8
+    for (int y = 0; y < N; ++y) {
+      Vec u[N];
+      Winograd<SIZE>::weight(columns[y], u);
+#pragma GCC unroll 8
+      for (int x = 0; x < N; ++x) store(packed + (y * N + x) * matrix + i, u[x]);
+    }
+  }
 }
 
-void winograd_weight(const float* weight, int out_channels, int in_channels, int size,
-                     float* transformed) {
-  (size == 2 ? transform_weight<2> : transform_weight<4>)(weight, out_channels, in_channels,
-                                                          transformed);
+void winograd_weight(const float* taps, int in_channels, int out_channels, int size, int panel_index,
+                     float* packed) {
+  const int points = (size + 2) * (size + 2);
+  (size == 2 ? transform_weight<2> : transform_weight<4>)(
+      taps + panel_offset(9, in_channels, panel_index), in_channels,
+      round_up(panel_columns(out_channels, panel_index)),
+      packed + panel_offset(points, in_channels, panel_index));
 }
 
 int64_t winograd_scratch(int size, int tiles, int in_channels) {

@@ -102,8 +102,9 @@ def _sparse_conv2d_fake(
     row_map: Tensor | None,
     algorithm: str,
     activation: str,
+    transposed: bool = False,
 ) -> Tensor:
-    return features.new_empty(table.shape[0], weight.shape[0])
+    return features.new_empty(table.shape[0], weight.shape[1 if transposed else 0])
 
 
 def _weight_gradient_fake(features: Tensor, grad: Tensor, table: Tensor) -> Tensor:
@@ -111,7 +112,9 @@ def _weight_gradient_fake(features: Tensor, grad: Tensor, table: Tensor) -> Tens
 
 
 def _sparse_conv2d_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, weight, bias, table, row_map, ctx.algorithm, activation = inputs
+    features, weight, bias, table, row_map, ctx.algorithm, activation, transposed = inputs
+    if transposed:
+        raise RuntimeError("the gradient of a convolution's gradient is not implemented")
     if activation != "none":
         raise RuntimeError(
             f"a fused {activation} has no gradient: apply it after the convolution, or do not ask "
@@ -127,20 +130,18 @@ def _sparse_conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
     grad_features = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
         if row_map is None:
-            inverse = torch.ops.sparse_dset.inverse_table(table, features.shape[0])
-            turned = weight.transpose(0, 1)
+            table_in = torch.ops.sparse_dset.inverse_table(table, features.shape[0])
         else:
-            # A submanifold convolution's gradient is one with the kernel turned by 180 degrees.
-            inverse, turned = table, weight.transpose(0, 1).flip(2, 3)
+            table_in = table
         grad_features = torch.ops.sparse_dset.sparse_conv2d_cpu(
-            grad, turned.contiguous(), None, inverse, row_map, ctx.algorithm, "none"
+            grad, weight, None, table_in, row_map, ctx.algorithm, "none", transposed=True
         )
     if ctx.needs_input_grad[1]:
         grad_weight = torch.ops.sparse_dset.sparse_conv2d_cpu_weight_gradient(features, grad, table)
         grad_weight = grad_weight.view_as(weight)
     if ctx.has_bias and ctx.needs_input_grad[2]:
         grad_bias = grad.sum(0)
-    return grad_features, grad_weight, grad_bias, None, None, None, None
+    return grad_features, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _deform_attn_fake(
