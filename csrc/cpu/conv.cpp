@@ -264,6 +264,23 @@ at::Tensor dense_conv2d(const at::Tensor& x, const at::Tensor& weight,
   return operands.out.view({x.size(0), x.size(2), x.size(3), weight.size(0)}).permute({0, 3, 1, 2});
 }
 
+// Matrices [taps, C_in, C_out] as kernels [C_out, C_in, taps].
+at::Tensor as_kernels(const at::Tensor& matrices) {
+  constexpr int64_t BLOCK = 16;  // rows that are written side by side: a line of what is read
+  const int64_t taps = matrices.size(0), in = matrices.size(1), out = matrices.size(2);
+  at::Tensor kernels = at::empty({out, in, taps}, matrices.options());
+  const float* from = matrices.const_data_ptr<float>();
+  float* to = kernels.data_ptr<float>();
+  at::parallel_for(0, (out + BLOCK - 1) / BLOCK, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * BLOCK; first < std::min(end * BLOCK, out); first += BLOCK)
+      for (int64_t i = 0; i < in; ++i)
+        for (int64_t tap = 0; tap < taps; ++tap)
+          for (int64_t o = first; o < std::min(first + BLOCK, out); ++o)
+            to[(o * in + i) * taps + tap] = from[(tap * in + i) * out + o];
+  });
+  return kernels;
+}
+
 at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_, const at::Tensor& table) {
   check_rows(features_, "features");
   check_rows(grad_, "grad");
@@ -283,11 +300,12 @@ at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_,
         const int32_t first = pairs.offsets(block)[tap], last = pairs.offsets(block)[tap + 1];
         kernels().weight_gradient(features.const_data_ptr<float>(), grad.const_data_ptr<float>(),
                                   pairs.in() + first, pairs.out() + first, last - first, int(in),
-                                  int(out), int(task % panels), result.data_ptr<float>() + tap * in * out);
+                                  int(out), int(task % panels), result.data_ptr<float>() + tap * in * out,
+                                  scratch(kernels().weight_gradient_scratch(int(in))));
       }
     }
   });
-  return result.permute({2, 1, 0}).contiguous();
+  return as_kernels(result);
 }
 
 at::Tensor pointwise_conv(const at::Tensor& features, const at::Tensor& weight,

@@ -71,10 +71,12 @@ struct Kernels {
   void (*pointwise)(const Convolution&, int first, int last, int panel_index);
   // One matrix per tap; one block of output rows and one panel of columns.
   void (*indirect)(const Convolution&, const PairBlock&, int panel_index);
+  // Floats of scratch memory that `weight_gradient` needs.
+  int64_t (*weight_gradient_scratch)(int in_channels);
   // Adds features^T times grad over `count` pairs to one panel of result [C_in, C_out].
   void (*weight_gradient)(const float* features, const float* grad, const int32_t* in,
                           const int32_t* out, int count, int in_channels, int out_channels,
-                          int panel_index, float* result);
+                          int panel_index, float* result, float* scratch);
 
   // One panel of packed matrices, from one per tap of 3x3 to (size + 2)^2.
   void (*winograd_weight)(const float* taps, int in_channels, int out_channels, int size,

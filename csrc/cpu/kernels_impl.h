@@ -4,7 +4,7 @@ constexpr int ROWS = 6;  // of a register tile
 constexpr int MAX_VECS = SIMD_BYTES == 64 ? 4 : 2;  // and its columns, in vectors
 constexpr int PANEL = MAX_VECS * WIDTH;
 constexpr int DEPTH = 128;           // input channels at a time: a panel's part fits the first cache
-constexpr int GRADIENT_PAIRS = 256;  // pairs at a time, whose rows fit the second cache
+constexpr int GRADIENT_PAIRS = 96;  // pairs at a time, whose gradients fit the first cache
 
 INLINE int at_most(int a, int b) { return a < b ? a : b; }
 INLINE int round_up(int n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
@@ -183,10 +183,10 @@ void indirect(const Convolution& conv, const PairBlock& block, int panel_index) 
   for (int r = block.first_row; r < block.last_row; ++r) finish_row(conv, r, column, columns);
 }
 
-// result[M, V * WIDTH] += features[in, M]^T times grad[out, V * WIDTH].
+// result[M, V * WIDTH] += features[pairs, M]^T times grad[pairs, V * WIDTH].
 template <int M, int V>
-void add_outer_products(const float* features, int in_channels, const int32_t* in, const float* grad,
-                        int out_channels, const int32_t* out, int count, int columns, float* result) {
+void add_outer_products(const float* features, int feature_stride, const int32_t* rows,
+                        const float* grad, int count, int columns, float* result, int result_stride) {
   const int last = columns - (V - 1) * WIDTH;
   const auto columns_of = [&](int j) { return j < V - 1 ? WIDTH : last; };
   Vec sums[M][V];
@@ -194,13 +194,12 @@ void add_outer_products(const float* features, int in_channels, const int32_t* i
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < V; ++j)
-      sums[i][j] = load_first(result + int64_t(i) * out_channels + j * WIDTH, columns_of(j));
-  for (int p = 0; p < count; ++p) {
-    const float* a = features + int64_t(in[p]) * in_channels;
-    const float* g = grad + int64_t(out[p]) * out_channels;
+      sums[i][j] = load_first(result + int64_t(i) * result_stride + j * WIDTH, columns_of(j));
+  for (int p = 0; p < count; ++p, grad += V * WIDTH) {
+    const float* a = features + int64_t(rows[p]) * feature_stride;
     Vec b[V];
 #pragma GCC unroll 4
-    for (int j = 0; j < V; ++j) b[j] = load_first(g + j * WIDTH, columns_of(j));
+    for (int j = 0; j < V; ++j) b[j] = load(grad + j * WIDTH);
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
@@ -210,23 +209,31 @@ void add_outer_products(const float* features, int in_channels, const int32_t* i
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < V; ++j)
-      store_first(result + int64_t(i) * out_channels + j * WIDTH, sums[i][j], columns_of(j));
+      store_first(result + int64_t(i) * result_stride + j * WIDTH, sums[i][j], columns_of(j));
 }
 
-typedef void (*AddOuterProducts)(const float*, int, const int32_t*, const float*, int, const int32_t*,
-                                 int, int, float*);
+typedef void (*AddOuterProducts)(const float*, int, const int32_t*, const float*, int, int, float*, int);
+
+int64_t weight_gradient_scratch(int) { return int64_t(GRADIENT_PAIRS) * PANEL; }
 
 void weight_gradient(const float* features, const float* grad, const int32_t* in, const int32_t* out,
-                     int count, int in_channels, int out_channels, int panel_index, float* result) {
+                     int count, int in_channels, int out_channels, int panel_index, float* result,
+                     float* scratch) {
   static constexpr AddOuterProducts table[MAX_VECS][ROWS] = {TILE_TABLE(add_outer_products)};
   const int column = panel_index * PANEL, columns = panel_columns(out_channels, panel_index);
-  const AddOuterProducts* functions = table[round_up(columns) / WIDTH - 1];
+  const int padded = round_up(columns);
+  const AddOuterProducts* functions = table[padded / WIDTH - 1];
   for (int pair = 0; pair < count; pair += GRADIENT_PAIRS) {
     const int pairs = at_most(count - pair, GRADIENT_PAIRS);
+    for (int p = 0; p < pairs; ++p) {
+      const float* from = grad + int64_t(out[pair + p]) * out_channels + column;
+      for (int c = 0; c < padded; c += WIDTH)
+        store(scratch + p * padded + c, load_first(from + c, columns - c));
+    }
     for (int c = 0; c < in_channels; c += ROWS)
       functions[at_most(in_channels - c, ROWS) - 1](
-          features + c, in_channels, in + pair, grad + column, out_channels, out + pair, pairs,
-          columns, result + int64_t(c) * out_channels + column);
+          features + c, in_channels, in + pair, scratch, pairs, columns,
+          result + int64_t(c) * out_channels + column, out_channels);
   }
 }
 
@@ -605,4 +612,4 @@ void sample_backward(const Sampling& s, int head, const float* grad, const float
 
 #define KERNELS(name)                                                                            \
   {name,     WIDTH,           PANEL,           packed_size,      pack,     pointwise,           \
-   indirect, weight_gradient, winograd_weight, winograd_scratch, winograd, sample, sample_backward}
+   indirect, weight_gradient_scratch, weight_gradient, winograd_weight, winograd_scratch, winograd, sample, sample_backward}

@@ -250,6 +250,8 @@ def _training(channels: int, side: int, keep: float) -> Comparison:
     layout, name = _faster_layout(channels, side, weight.detach())
 
     def make_inputs() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            weight.mul_(1.0)  # as after an optimiser's step: packed weights are made again
         x = _random_map(channels, side, side).contiguous(memory_format=layout)
         rows = SparseMap.from_dense(x, support).features
         return x.requires_grad_(), rows.requires_grad_()
