@@ -71,12 +71,13 @@ struct Kernels {
   void (*pointwise)(const Convolution&, int first, int last, int panel_index);
   // One matrix per tap; one block of output rows and one panel of columns.
   void (*indirect)(const Convolution&, const PairBlock&, int panel_index);
-  // Floats of scratch memory that `weight_gradient` needs.
-  int64_t (*weight_gradient_scratch)(int in_channels);
-  // Adds features^T times grad over `count` pairs to one panel of result [C_in, C_out].
-  void (*weight_gradient)(const float* features, const float* grad, const int32_t* in,
-                          const int32_t* out, int count, int in_channels, int out_channels,
-                          int panel_index, float* result, float* scratch);
+  // One panel of the rows that `out` names: [count, columns rounded up].
+  void (*gather_panel)(const float* grad, const int32_t* out, int count, int out_channels,
+                       int panel_index, float* packed);
+  // Adds features[in]^T times such rows to one panel of result [C_in, C_out].
+  void (*weight_gradient)(const float* features, int feature_stride, const int32_t* in,
+                          const float* packed_grad, int count, int in_channels, int out_channels,
+                          int panel_index, float* result);
 
   // One panel of packed matrices, from one per tap of 3x3 to (size + 2)^2.
   void (*winograd_weight)(const float* taps, int in_channels, int out_channels, int size,
@@ -87,6 +88,17 @@ struct Kernels {
   // (-1 = no site), whose inner size x size rows are the output rows.
   void (*winograd)(const Convolution&, int size, const int32_t* tiles, int num_tiles, int first_panel,
                    int last_panel, float* scratch);
+
+  // The three parts of a weight's gradient by Winograd; points are `matrix` floats apart.
+  // Features under tiles to [points, tiles, C_in rounded up].
+  void (*winograd_input)(const Convolution&, int size, const int32_t* tiles, int num_tiles,
+                         int64_t matrix, float* transformed);
+  // One panel of the inner rows of tiles to [points, tiles, columns rounded up].
+  void (*winograd_gradient)(const float* grad, int out_channels, int size, const int32_t* tiles,
+                            int num_tiles, int panel_index, int64_t matrix, float* transformed);
+  // One panel of products [points, C_in, C_out] to [9, C_in, C_out].
+  void (*winograd_kernel_gradient)(const float* products, int in_channels, int out_channels, int size,
+                                   int panel_index, float* result);
 
   // One query: locations [heads, levels, points, 2], weights [heads, levels, points] to
   // out [heads, head_width] and coverage [heads], the weight that falls inside the image.

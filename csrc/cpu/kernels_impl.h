@@ -214,31 +214,32 @@ void add_outer_products(const float* features, int feature_stride, const int32_t
 
 typedef void (*AddOuterProducts)(const float*, int, const int32_t*, const float*, int, int, float*, int);
 
-int64_t weight_gradient_scratch(int) { return int64_t(GRADIENT_PAIRS) * PANEL; }
-
-void weight_gradient(const float* features, const float* grad, const int32_t* in, const int32_t* out,
-                     int count, int in_channels, int out_channels, int panel_index, float* result,
-                     float* scratch) {
+void weight_gradient(const float* features, int feature_stride, const int32_t* in, const float* grad,
+                     int count, int in_channels, int out_channels, int panel_index, float* result) {
   static constexpr AddOuterProducts table[MAX_VECS][ROWS] = {TILE_TABLE(add_outer_products)};
-  const int column = panel_index * PANEL, columns = panel_columns(out_channels, panel_index);
-  const int padded = round_up(columns);
+  const int columns = panel_columns(out_channels, panel_index), padded = round_up(columns);
   const AddOuterProducts* functions = table[padded / WIDTH - 1];
-  for (int pair = 0; pair < count; pair += GRADIENT_PAIRS) {
-    const int pairs = at_most(count - pair, GRADIENT_PAIRS);
-    for (int p = 0; p < pairs; ++p) {
-      const float* from = grad + int64_t(out[pair + p]) * out_channels + column;
-      for (int c = 0; c < padded; c += WIDTH)
-        store(scratch + p * padded + c, load_first(from + c, columns - c));
-    }
+  result += panel_index * PANEL;
+  for (int pair = 0; pair < count; pair += GRADIENT_PAIRS)
     for (int c = 0; c < in_channels; c += ROWS)
       functions[at_most(in_channels - c, ROWS) - 1](
-          features + c, in_channels, in + pair, scratch, pairs, columns,
-          result + int64_t(c) * out_channels + column, out_channels);
+          features + c, feature_stride, in + pair, grad + int64_t(pair) * padded,
+          at_most(count - pair, GRADIENT_PAIRS), columns, result + int64_t(c) * out_channels,
+          out_channels);
+}
+
+void gather_panel(const float* grad, const int32_t* out, int count, int out_channels,
+                  int panel_index, float* packed) {
+  const int columns = panel_columns(out_channels, panel_index), padded = round_up(columns);
+  for (int p = 0; p < count; ++p, packed += padded) {
+    const float* from = grad + int64_t(out[p]) * out_channels + panel_index * PANEL;
+    for (int c = 0; c < padded; c += WIDTH) store(packed + c, load_first(from + c, columns - c));
   }
 }
 
 // Winograd's minimal filtering F(m x m, 3 x 3): Lavin and Gray, "Fast Algorithms for Convolutional
-// Neural Networks", 2016. Each `in`, `weight` and `out` is one of the two one-dimensional transforms.
+// Neural Networks", 2016. Each `in`, `weight` and `out` is
+// one of the two one-dimensional transforms; the gradients are the transposes of the last two.
 template <int SIZE>
 struct Winograd;
 
@@ -262,6 +263,20 @@ struct Winograd<2> {
   INLINE void out(const T (&m)[4], T (&y)[2]) {
     y[0] = m[0] + m[1] + m[2];
     y[1] = m[1] - m[2] - m[3];
+  }
+  template <class T>
+  INLINE void out_gradient(const T (&y)[2], T (&m)[4]) {
+    m[0] = y[0];
+    m[1] = y[0] + y[1];
+    m[2] = y[0] - y[1];
+    m[3] = -y[1];
+  }
+  template <class T>
+  INLINE void weight_gradient(const T (&u)[4], T (&g)[3]) {
+    const T half = 0.5f * (u[1] + u[2]);
+    g[0] = u[0] + half;
+    g[1] = 0.5f * (u[1] - u[2]);
+    g[2] = half + u[3];
   }
 };
 
@@ -294,6 +309,24 @@ struct Winograd<4> {
     y[1] = b + 2.0f * d;
     y[2] = a + 4.0f * c;
     y[3] = b + 8.0f * d + m[5];
+  }
+  template <class T>
+  INLINE void out_gradient(const T (&y)[4], T (&m)[6]) {
+    const T a = y[0] + y[2], b = y[1] + y[3];
+    const T c = y[0] + 4.0f * y[2], d = 2.0f * y[1] + 8.0f * y[3];
+    m[0] = y[0];
+    m[1] = a + b;
+    m[2] = a - b;
+    m[3] = c + d;
+    m[4] = c - d;
+    m[5] = y[3];
+  }
+  template <class T>
+  INLINE void weight_gradient(const T (&u)[6], T (&g)[3]) {
+    const T a = (1.0f / 6) * (u[1] + u[2]), b = (1.0f / 6) * (u[3] + u[4]);
+    g[0] = 0.25f * (u[0] + b) - a;
+    g[1] = (1.0f / 12) * (u[3] - u[4]) - (1.0f / 6) * (u[1] - u[2]);
+    g[2] = b - a + u[5];
   }
 };
 
@@ -336,12 +369,12 @@ int64_t winograd_scratch(int size, int tiles, int in_channels) {
   return int64_t(points) * tiles * (round_up(in_channels) + PANEL);
 }
 
-// Gathers and transforms tiles to [points, tiles, C_in rounded up].
+// Gathers and transforms tiles to [points, tiles, C_in rounded up], points `matrix` floats apart.
 template <int SIZE>
-void transform_input(const Convolution& conv, const int32_t* tiles, int num_tiles, float* transformed) {
+void transform_input(const Convolution& conv, const int32_t* tiles, int num_tiles, int64_t matrix,
+                     float* transformed) {
   constexpr int N = SIZE + 2;
   const int channels = round_up(conv.in_channels);
-  const int64_t matrix = int64_t(num_tiles) * channels;
   for (int t = 0; t < num_tiles; ++t) {
     const float* rows[N * N];
     for (int i = 0; i < N * N; ++i) {
@@ -416,7 +449,7 @@ void run_winograd(const Convolution& conv, const int32_t* tiles, int num_tiles, 
   constexpr int POINTS = (SIZE + 2) * (SIZE + 2);
   const int channels = round_up(conv.in_channels);
   float* products = scratch + int64_t(POINTS) * num_tiles * channels;
-  transform_input<SIZE>(conv, tiles, num_tiles, scratch);
+  transform_input<SIZE>(conv, tiles, num_tiles, int64_t(num_tiles) * channels, scratch);
   for (int p = first_panel; p < last_panel; ++p) {
     const int columns = panel_columns(conv.out_channels, p), padded = round_up(columns);
     const float* weight = conv.weight + panel_offset(POINTS, conv.in_channels, p);
@@ -446,6 +479,87 @@ void winograd(const Convolution& conv, int size, const int32_t* tiles, int num_t
               int last_panel, float* scratch) {
   (size == 2 ? run_winograd<2> : run_winograd<4>)(conv, tiles, num_tiles, first_panel, last_panel,
                                                   scratch);
+}
+
+void winograd_input(const Convolution& conv, int size, const int32_t* tiles, int num_tiles,
+                    int64_t matrix, float* transformed) {
+  (size == 2 ? transform_input<2> : transform_input<4>)(conv, tiles, num_tiles, matrix, transformed);
+}
+
+// Gathers one panel of the inner rows of tiles and transforms them to [points, tiles, columns].
+template <int SIZE>
+void transform_gradient(const float* grad, int out_channels, const int32_t* tiles, int num_tiles,
+                        int panel_index, int64_t matrix, float* transformed) {
+  constexpr int N = SIZE + 2;
+  const int column = panel_index * PANEL, columns = panel_columns(out_channels, panel_index);
+  const int padded = round_up(columns);
+  for (int t = 0; t < num_tiles; ++t)
+    for (int c = 0; c < padded; c += WIDTH) {
+      Vec half[N][SIZE];
+#pragma GCC unroll 4
+      for (int x = 0; x < SIZE; ++x) {
+        Vec y[SIZE], m[N];
+#pragma GCC unroll 4
+        for (int i = 0; i < SIZE; ++i) {
+          const int32_t row = tiles[t * N * N + (i + 1) * N + x + 1];
+          y[i] = row < 0 ? Vec{}
+                         : load_first(grad + int64_t(row) * out_channels + column + c, columns - c);
+        }
+        Winograd<SIZE>::out_gradient(y, m);
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) half[i][x] = m[i];
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        Vec m[N];
+        Winograd<SIZE>::out_gradient(half[i], m);
+#pragma GCC unroll 8
+        for (int x = 0; x < N; ++x) store(transformed + (i * N + x) * matrix + t * padded + c, m[x]);
+      }
+    }
+}
+
+void winograd_gradient(const float* grad, int out_channels, int size, const int32_t* tiles,
+                       int num_tiles, int panel_index, int64_t matrix, float* transformed) {
+  (size == 2 ? transform_gradient<2> : transform_gradient<4>)(
+      grad, out_channels, tiles, num_tiles, panel_index, matrix, transformed);
+}
+
+template <int SIZE>
+void transform_kernel_gradient(const float* transformed, int in_channels, int out_channels,
+                               int panel_index, float* result) {
+  constexpr int N = SIZE + 2;
+  const int column = panel_index * PANEL, columns = panel_columns(out_channels, panel_index);
+  const int64_t matrix = int64_t(in_channels) * out_channels;
+  for (int i = 0; i < in_channels; ++i)
+    for (int c = 0; c < columns; c += WIDTH) {
+      const int64_t at = int64_t(i) * out_channels + column + c;
+      Vec half[3][N];
+#pragma GCC unroll 8
+      for (int x = 0; x < N; ++x) {
+        Vec u[N], g[3];
+#pragma GCC unroll 8
+        for (int y = 0; y < N; ++y)
+          u[y] = load_first(transformed + (y * N + x) * matrix + at, columns - c);
+        Winograd<SIZE>::weight_gradient(u, g);
+#pragma GCC unroll 4
+        for (int y = 0; y < 3; ++y) half[y][x] = g[y];
+      }
+#pragma GCC unroll 4
+      for (int y = 0; y < 3; ++y) {
+        Vec g[3];
+        Winograd<SIZE>::weight_gradient(half[y], g);
+#pragma GCC unroll 4
+        for (int x = 0; x < 3; ++x)
+          store_first(result + (3 * y + x) * matrix + at, g[x], columns - c);
+      }
+    }
+}
+
+void winograd_kernel_gradient(const float* transformed, int in_channels, int out_channels, int size,
+                              int panel_index, float* result) {
+  (size == 2 ? transform_kernel_gradient<2> : transform_kernel_gradient<4>)(
+      transformed, in_channels, out_channels, panel_index, result);
 }
 
 // One level as one image sees it.
@@ -610,6 +724,10 @@ void sample_backward(const Sampling& s, int head, const float* grad, const float
   }
 }
 
-#define KERNELS(name)                                                                            \
-  {name,     WIDTH,           PANEL,           packed_size,      pack,     pointwise,           \
-   indirect, weight_gradient_scratch, weight_gradient, winograd_weight, winograd_scratch, winograd, sample, sample_backward}
+#define KERNELS(name)                                                              \
+  {name,           WIDTH,           PANEL,                                         \
+   packed_size,    pack,            pointwise,                                     \
+   indirect,       gather_panel,    weight_gradient,                               \
+   winograd_weight, winograd_scratch, winograd,                                    \
+   winograd_input, winograd_gradient, winograd_kernel_gradient,                    \
+   sample,         sample_backward}

@@ -107,7 +107,9 @@ def _sparse_conv2d_fake(
     return features.new_empty(table.shape[0], weight.shape[1 if transposed else 0])
 
 
-def _weight_gradient_fake(features: Tensor, grad: Tensor, table: Tensor) -> Tensor:
+def _weight_gradient_fake(
+    features: Tensor, grad: Tensor, table: Tensor, row_map: Tensor | None, algorithm: str
+) -> Tensor:
     return features.new_empty(grad.shape[1], features.shape[1], table.shape[1])
 
 
@@ -137,7 +139,9 @@ def _sparse_conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
             grad, weight, None, table_in, row_map, ctx.algorithm, "none", transposed=True
         )
     if ctx.needs_input_grad[1]:
-        grad_weight = torch.ops.sparse_dset.sparse_conv2d_cpu_weight_gradient(features, grad, table)
+        grad_weight = torch.ops.sparse_dset.sparse_conv2d_cpu_weight_gradient(
+            features, grad, table, row_map, ctx.algorithm
+        )
         grad_weight = grad_weight.view_as(weight)
     if ctx.has_bias and ctx.needs_input_grad[2]:
         grad_bias = grad.sum(0)

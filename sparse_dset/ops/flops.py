@@ -55,7 +55,7 @@ def _register_cpu() -> None:
         return conv_flops(table, weight.shape[1], weight.shape[0])
 
     @register_flop_formula(ops.sparse_conv2d_cpu_weight_gradient, get_raw=True)
-    def _(features: Tensor, grad: Tensor, table: Tensor, **__: Any) -> int:
+    def _(features: Tensor, grad: Tensor, table: Tensor, *_: Any, **__: Any) -> int:
         return conv_flops(table, features.shape[1], grad.shape[1])
 
     @register_flop_formula(ops.dense_conv2d_cpu, get_raw=True)

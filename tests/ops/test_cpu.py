@@ -199,7 +199,8 @@ def _operator_calls():
     sampling = [support.row_map()], [support.num_sites], locations, weights, extents, background
     for algorithm in ALGORITHMS:
         yield "sparse_conv2d_cpu", (features, weight, bias, *tables, algorithm, "none")
-    yield "sparse_conv2d_cpu_weight_gradient", (features.detach(), features.detach(), tables[0])
+        rows = features.detach()
+        yield "sparse_conv2d_cpu_weight_gradient", (rows, rows, *tables, algorithm)
     yield "dense_conv2d_cpu", (torch.randn(2, 6, 8, 9), weight.detach(), None, "auto", "relu")
     yield "pointwise_conv_cpu", (features.detach(), torch.randn(4, 6), None, None, None, "silu")
     yield "neighbor_table", (support.row_map(), support.indices, 1)
