@@ -45,7 +45,8 @@ def ops_cases(keep_ratios: Sequence[float]) -> Iterator[Comparison]:
         for kind in ("blocks", "random"):
             for keep in keep_ratios:
                 yield _convolution(channels, side, kind, keep)
-        yield _training(channels, side, keep=0.3)
+        yield _training(channels, side, keep=0.3, step=False)
+        yield _training(channels, side, keep=0.3, step=True)
 
 
 def neck_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
@@ -243,20 +244,25 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
     )
 
 
-def _training(channels: int, side: int, keep: float) -> Comparison:
-    """Forward and backward, both gradients."""
+def _training(channels: int, side: int, keep: float, step: bool) -> Comparison:
+    """Forward and backward, both gradients.
+
+    Args:
+        step: the weights have changed, as after an optimiser's step, and are packed again.
+    """
     weight = (torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5).requires_grad_()
     support = Support.from_mask(_mask(side, "blocks", keep))
     layout, name = _faster_layout(channels, side, weight.detach())
 
     def make_inputs() -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            weight.mul_(1.0)  # as after an optimiser's step: packed weights are made again
+        if step:
+            with torch.no_grad():
+                weight.mul_(1.0)
         x = _random_map(channels, side, side).contiguous(memory_format=layout)
         rows = SparseMap.from_dense(x, support).features
         return x.requires_grad_(), rows.requires_grad_()
 
-    def step(convolve: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., None]:
+    def both_ways(convolve: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., None]:
         def run(x: Tensor, rows: Tensor) -> None:
             with torch.enable_grad():
                 y = convolve(x, rows)
@@ -268,11 +274,12 @@ def _training(channels: int, side: int, keep: float) -> Comparison:
 
     pairs = int((support.neighbors() >= 0).sum())
     return Comparison(
-        f"forward + backward C {channels}, {side}x{side}, blocks, keep {keep:g}",
+        f"forward + backward{', new weights' if step else ''} C {channels}, {side}x{side}, blocks, "
+        f"keep {keep:g}",
         make_inputs,
         {
-            f"oneDNN dense {name}": step(lambda x, _: F.conv2d(x, weight, padding=1)),
-            "sparse auto": step(lambda _, rows: sparse_conv2d(rows, weight, None, support)),
+            f"oneDNN dense {name}": both_ways(lambda x, _: F.conv2d(x, weight, padding=1)),
+            "sparse auto": both_ways(lambda _, rows: sparse_conv2d(rows, weight, None, support)),
         },
         ideal=9 * side * side / pairs,
     )
