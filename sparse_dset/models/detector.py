@@ -24,7 +24,7 @@ from sparse_dset.models.rtdetr_names import place_rtdetr
 from sparse_dset.ops import resolve_backend, use_backend
 from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested
 
-EXECUTIONS = ("dense", "dense_scatter", "sparse", "masked")
+EXECUTIONS = ("dense", "dense_scatter", "sparse", "masked", "auto")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ class Detector(nn.Module):
                 in [0, 1] of the image without padding); gives ``losses``.
             padding_mask: bool ``[B, H, W]``, True = padding, at the right and bottom only. What is
                 predicted for an image does not depend on its padding.
-            execution: one of ``EXECUTIONS``; None: the detector's own. "dense" keeps every token,
+            execution: one of ``EXECUTIONS``; None: the detector's own. "auto" is "dense" where the
+                pruner keeps every token and "sparse" elsewhere. "dense" keeps every token,
                 whatever ``keep_ratio`` and ``kept`` say.
             keep_ratio: in (0, 1], instead of the configured one.
             kept: forces the kept tokens: bool ``[B, H_l, W_l]`` per level, finest first, nested.
@@ -161,6 +162,8 @@ class Detector(nn.Module):
         if padded_targets is not None or (execution != "dense" and kept is None):
             decision = self.pruner(features, valid, selector)
         kept_masks = self._kept(execution, decision, kept, valid)
+        if execution == "auto":
+            execution = _faster_execution(kept_masks, valid)
         if decision is not None and kept is None and execution != "dense":
             features = [self.pruner.gated(f, decision.token_scores) for f in features]
 
@@ -306,6 +309,15 @@ def _scatter(
     """Scatters pruned levels back into zero-filled dense maps: where DSET loses its savings."""
     tensors = [m if isinstance(m, Tensor) else m.to_dense() for m in maps]
     return _dense(tensors, valid, geometry)
+
+
+def _faster_execution(kept: Sequence[Tensor], valid: Sequence[Tensor]) -> str:
+    """Returns what "auto" runs: dense maps where nothing was pruned, else kept tokens only.
+
+    How each level's convolutions are computed is chosen by the density that is counted there.
+    """
+    whole = all(torch.equal(k, v) for k, v in zip(kept, valid, strict=True))
+    return "dense" if whole else "sparse"
 
 
 def _check_execution(execution: str) -> str:

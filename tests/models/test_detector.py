@@ -327,3 +327,18 @@ def test_support_and_masks_of_the_output_agree(make_detector):
     assert out.num_kept[:, 2].tolist() == [6, 6]
     for level, mask in enumerate(out.kept):
         assert Support.from_mask(mask).counts().tolist() == out.num_kept[:, level].tolist()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("keep_ratio", "runs"), [(0.4, "sparse"), (1.0, "dense")])
+def test_auto_runs_what_suits_and_gives_the_same(keep_ratio, runs, padded, make_detector):
+    model, images = make_detector("nano").eval(), torch.rand(2, 3, 96, 160, dtype=torch.float64)
+    padding_mask = torch.zeros(2, 96, 160, dtype=torch.bool)
+    padding_mask[1, 70:] = padded
+    options = {"keep_ratio": keep_ratio, "padding_mask": padding_mask}
+    with torch.no_grad():
+        auto = model(images, execution="auto", **options)
+        sparse = model(images, execution="sparse", **options)
+    assert auto.execution == runs
+    torch.testing.assert_close(auto.pred_logits, sparse.pred_logits)
+    torch.testing.assert_close(auto.pred_boxes, sparse.pred_boxes)
