@@ -162,6 +162,7 @@ def measure_latency(
     synchronize: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
     before_round: Callable[[], object] = lambda: None,
+    prime: bool = False,
 ) -> dict[str, Latency]:
     """Times several arms in rounds: each round calls every arm once, in another random order.
 
@@ -175,6 +176,8 @@ def measure_latency(
         synchronize: waits until the device is idle; called on both ends of every timing.
         clock: seconds.
         before_round: called before every round, off the clock.
+        prime: call each arm once off the clock before it is timed, so that caches hold what it
+            uses, and not what the arm before it used.
 
     Raises:
         ValueError: no arms, or ``warmup`` or ``repeats`` is below 1.
@@ -191,6 +194,8 @@ def measure_latency(
         shuffle(order)
         before_round()
         for name in order:
+            if prime:
+                arms[name]()
             synchronize()
             start = clock()
             arms[name]()

@@ -25,6 +25,7 @@ class Comparison:
         expected: the output to within rounding, in float64; None: the first arm's.
         tolerance: largest difference, as a share of the output's range.
         ideal: the speed-up over the first arm if time followed the FLOPs.
+        prime: see ``measure_latency``.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Comparison:
     expected: Callable[..., Tensor] | None = None
     tolerance: float = 5e-5
     ideal: float | None = None
+    prime: bool = False
 
 
 def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[str, Any]]:
@@ -57,7 +59,12 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
         for name, arm in comparison.arms.items()
     }
     latencies = measure_latency(
-        calls, warmup=warmup, repeats=repeats, synchronize=lambda: None, before_round=renew
+        calls,
+        warmup=warmup,
+        repeats=repeats,
+        synchronize=lambda: None,
+        before_round=renew,
+        prime=comparison.prime,
     )
     return [
         {
