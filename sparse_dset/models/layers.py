@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one too
 from torchvision.ops import FrozenBatchNorm2d
 
-from sparse_dset.ops import dense_conv2d, pointwise_conv, sparse_conv2d
+from sparse_dset.ops import dense_conv2d, pointwise_conv, rows_conv2d, sparse_conv2d
 from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 
@@ -172,14 +172,14 @@ class FusedConv(nn.Module):
         if self.weight.shape[-1] == 1 and self.stride == 1:
             out = pointwise_conv(x.features, self.weight.flatten(1), self.bias, self.activation)
         else:
-            out = sparse_conv2d(
+            out = rows_conv2d(
                 x.features,
                 self.weight,
                 self.bias,
                 x.support,
                 self.stride,
                 target,
-                activation=self.activation,
+                self.activation,
             )
         return SparseMap(out, target)
 

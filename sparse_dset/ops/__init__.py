@@ -6,7 +6,7 @@ from sparse_dset.ops.deform_attn import (
     project_and_sample,
     sparse_deform_attn,
 )
-from sparse_dset.ops.inference import dense_conv2d, pointwise_conv
+from sparse_dset.ops.inference import dense_conv2d, pointwise_conv, rows_conv2d
 from sparse_dset.ops.segment import segment_mean, segment_sum
 from sparse_dset.ops.sparse_conv import (
     available_backends,
@@ -24,6 +24,7 @@ __all__ = [
     "pointwise_conv",
     "project_and_sample",
     "resolve_backend",
+    "rows_conv2d",
     "segment_mean",
     "segment_sum",
     "sparse_conv2d",

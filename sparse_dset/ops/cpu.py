@@ -44,17 +44,12 @@ def sparse_conv2d_cpu(
     else:
         table, row_map = target.strided_neighbors(support), None
         algorithm = "indirect"
-    dtype = features.dtype
-    out = torch.ops.sparse_dset.sparse_conv2d_cpu(
-        features.float(),
-        weight.float(),
-        None if bias is None else bias.float(),
-        table,
-        row_map,
-        algorithm,
-        activation,
-    )
-    return out.to(dtype)
+    convolve = torch.ops.sparse_dset.sparse_conv2d_cpu.default
+    if features.dtype == torch.float32:
+        return convolve(features, weight, bias, table, row_map, algorithm, activation)
+    wide = None if bias is None else bias.float()
+    out = convolve(features.float(), weight.float(), wide, table, row_map, algorithm, activation)
+    return out.to(features.dtype)
 
 
 def chosen_algorithm(support: Support, in_channels: int, out_channels: int) -> str:

@@ -9,7 +9,10 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from sparse_dset import native
 from sparse_dset.ops.activations import activate
-from sparse_dset.ops.sparse_conv import resolve_backend
+from sparse_dset.ops.sparse_conv import chosen, sparse_conv2d
+from sparse_dset.structures.support import Support
+
+_OPS = torch.ops.sparse_dset
 
 SMALLEST_WINOGRAD = 32
 """Channels below which transforms cost more than they save."""
@@ -38,9 +41,32 @@ def dense_conv2d(
             out = pointwise_conv(rows, weight.flatten(1), bias, activation)
             return out.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
         if min(weight.shape[:2]) >= SMALLEST_WINOGRAD:
-            return torch.ops.sparse_dset.dense_conv2d_cpu(x, weight, bias, "auto", activation)
+            return _OPS.dense_conv2d_cpu.default(x, weight, bias, "auto", activation)
     out = F.conv2d(x, weight, bias, stride, size // 2)
     return activate(out, activation, inplace=True)
+
+
+def rows_conv2d(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    support: Support,
+    stride: int,
+    target: Support,
+    activation: str,
+) -> Tensor:
+    """Does what ``sparse_conv2d`` does, without its checks where the C++ kernels run.
+
+    The kernels stream weights through the caches, so that every line of Python between them is
+    read from memory again.
+    """
+    if not _runs_kernels(rows):
+        return sparse_conv2d(rows, weight, bias, support, stride, target, activation=activation)
+    if stride == 1:
+        table, row_map, algorithm = support.neighbors(), support.row_map(), chosen()[1]
+    else:
+        table, row_map, algorithm = target.strided_neighbors(support), None, "indirect"
+    return _OPS.sparse_conv2d_cpu.default(rows, weight, bias, table, row_map, algorithm, activation)
 
 
 def pointwise_conv(
@@ -60,9 +86,7 @@ def pointwise_conv(
         addend_rows: int64 ``[N]``, which row of ``addend`` each row gets; None: its own.
     """
     if _runs_kernels(rows):
-        return torch.ops.sparse_dset.pointwise_conv_cpu(
-            rows, weight, bias, addend, addend_rows, activation
-        )
+        return _OPS.pointwise_conv_cpu.default(rows, weight, bias, addend, addend_rows, activation)
     out = F.linear(rows, weight, bias)
     if addend is not None:
         out += addend if addend_rows is None else addend.index_select(0, addend_rows)
@@ -70,9 +94,10 @@ def pointwise_conv(
 
 
 def _runs_kernels(x: Tensor) -> bool:
+    backend = chosen()[0]
     return (
-        x.dtype == torch.float32
-        and native.usable(x.device)
+        (backend == "cpu" or (backend == "auto" and not native.unavailable_reason()))
+        and x.dtype == torch.float32
+        and x.is_cpu
         and not torch.is_autocast_enabled("cpu")
-        and resolve_backend("auto", x.device) == "cpu"
     )

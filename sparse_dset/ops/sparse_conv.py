@@ -20,6 +20,11 @@ BACKENDS = ("auto", "reference", "cpu", "spconv")
 _chosen: ContextVar[tuple[str, str]] = ContextVar("backend, algorithm", default=("auto", "auto"))
 
 
+def chosen() -> tuple[str, str]:
+    """Returns what "auto" means in this context: a backend and an algorithm, perhaps "auto" too."""
+    return _chosen.get()
+
+
 @contextmanager
 def use_backend(backend: str, algorithm: str = "auto") -> Iterator[None]:
     """Within this context "auto" means this backend, and this algorithm where the stride is 1.
@@ -134,8 +139,10 @@ def sparse_conv2d(
     _check_algorithm(algorithm, backend, stride)
     if algorithm == "auto" and stride == 1:
         algorithm = _chosen.get()[1]
-    features, weight = features.to(dtype), weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    if not features.dtype == weight.dtype == dtype:
+        features, weight = features.to(dtype), weight.to(dtype)
+    if bias is not None and bias.dtype != dtype:
+        bias = bias.to(dtype)
     if backend == "cpu":
         # A fused activation hides what its gradient needs.
         fused = "none" if _needs_gradient(features, weight, bias) else activation
