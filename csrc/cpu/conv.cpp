@@ -425,6 +425,11 @@ void set_costs(at::ArrayRef<double> values) {
   costs = {values[0], values[1], values[2], values[3], values[4], values[5]};
 }
 
+std::vector<double> get_costs() {
+  return {costs.indirect,   costs.winograd2,  costs.winograd4,
+          costs.transform2, costs.transform4, costs.weight};
+}
+
 std::string cpu_capability() { return kernels().name; }
 
 }  // namespace
@@ -440,6 +445,7 @@ TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
   m.def("chosen_algorithm(Tensor table, Tensor? row_map, int in_channels, int out_channels) -> str",
         chosen_algorithm);
   m.def("set_costs(float[] values) -> ()", set_costs);
+  m.def("get_costs() -> float[]", get_costs);
   m.def("cpu_capability() -> str", cpu_capability);
 }
 

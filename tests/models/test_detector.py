@@ -281,7 +281,7 @@ def test_experts_without_any_token_get_zero_gradients(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"execution": "fast"}, "dense_scatter, sparse, masked; got 'fast'"),
+        ({"execution": "fast"}, "dense_scatter, sparse, masked, auto; got 'fast'"),
         ({"keep_ratio": 0.0}, r"\(0, 1\]"),
         ({"keep_ratio": 1.5}, r"\(0, 1\]"),
         ({"keep_ratio": True}, r"\(0, 1\]"),

@@ -1,0 +1,50 @@
+"""The comparisons of parts compute the same in every arm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparse_dset import build_detector, native
+from sparse_dset.analysis import kernel_cases
+from sparse_dset.analysis.comparison import compare
+
+pytestmark = pytest.mark.skipif(
+    bool(native.unavailable_reason()), reason=native.unavailable_reason()
+)
+
+
+@pytest.fixture
+def detector():
+    detector = build_detector("r18", 3, ["model.image_size=[64,128]"], pretrained=False)
+    return detector.eval()
+
+
+def test_ops(monkeypatch):
+    monkeypatch.setattr(kernel_cases, "SHAPES", ((32, 8),))
+    with torch.no_grad():
+        for case in kernel_cases.ops_cases((0.5, 1.0)):
+            rows = compare(case, warmup=1, repeats=1)
+            assert len(rows) >= 2
+
+
+@pytest.mark.parametrize("part", ["neck", "decoder"])
+def test_parts(part, detector):
+    make = {"neck": kernel_cases.neck_cases, "decoder": kernel_cases.decoder_cases}[part]
+    with torch.no_grad():
+        for case in make(detector, "r18", (0.5, 1.0)):
+            assert {row["case"] for row in compare(case, warmup=1, repeats=1)} == {case.name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["r18", "lite0"])
+def test_peers(name):
+    pytest.importorskip("transformers")
+    overrides = ["model.image_size=[128,128]"]
+    detector = build_detector(name, 80, overrides, pretrained=False).eval()
+    with torch.no_grad():
+        (case,) = kernel_cases.peer_cases(detector, name, (0.5, 1.0))
+        rows = {row["arm"]: row for row in compare(case, warmup=1, repeats=1)}
+    assert {"Hugging Face eager", "our dense", "sparse 0.5", "sparse 1"} <= set(rows)
+    if name == "r18":
+        assert rows["our dense"]["error"] < 1e-4
