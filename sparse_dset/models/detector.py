@@ -159,6 +159,8 @@ class Detector(nn.Module):
 
         features = self._extract(images, valid, geometry)
         decision = None
+        if execution == "auto" and kept is None and selector.keeps_all:
+            execution = "dense"  # nobody has to be asked
         if padded_targets is not None or (execution != "dense" and kept is None):
             decision = self.pruner(features, valid, selector)
         kept_masks = self._kept(execution, decision, kept, valid)

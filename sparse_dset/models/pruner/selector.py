@@ -65,6 +65,11 @@ class TokenSelector(ABC):
     def _cap(self, progress: float) -> int | None:
         return self.max_tokens if progress else None
 
+    @property
+    @abstractmethod
+    def keeps_all(self) -> bool:
+        """Whether every valid cell is kept, whatever the scores are."""
+
     @abstractmethod
     def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
         """Returns how many cells each image keeps: int64 ``[B]``.
@@ -99,6 +104,10 @@ class TopK(TokenSelector):
             self, "keep_ratio", check_keep_ratio(self.keep_ratio, "pruner.keep_ratio")
         )
 
+    @property
+    def keeps_all(self) -> bool:
+        return self.keep_ratio == 1.0 and self.max_tokens is None
+
     def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
         return (num_valid * self.keep_ratio).round().long()
 
@@ -132,6 +141,10 @@ class Threshold(_ByContent):
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"pruner.threshold must be in [0, 1], got {self.threshold}")
 
+    @property
+    def keeps_all(self) -> bool:
+        return self.threshold == 0.0 and self.max_tokens is None
+
     def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
         reached = (ranked.sigmoid() >= self.threshold) & ranked.isfinite()
         return reached.sum(1)
@@ -151,6 +164,10 @@ class Mass(_ByContent):
         super().__post_init__()
         if not 0.0 < self.mass <= 1.0:
             raise ValueError(f"pruner.mass must be in (0, 1], got {self.mass}")
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.mass == 1.0 and self.max_tokens is None
 
     def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
         if self.mass == 1.0:
