@@ -26,6 +26,7 @@ class Comparison:
         tolerance: largest difference, as a share of the output's range.
         ideal: the speed-up over the first arm if time followed the FLOPs.
         prime: see ``measure_latency``.
+        comparable: brings an output into the form in which outputs are compared, off the clock.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Comparison:
     tolerance: float = 5e-5
     ideal: float | None = None
     prime: bool = False
+    comparable: Callable[[Any], Tensor] = lambda y: y
 
 
 def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[str, Any]]:
@@ -106,11 +108,14 @@ def _errors(comparison: Comparison) -> dict[str, float | None]:
     outputs = {name: arm(*inputs) for name, arm in comparison.arms.items()}
     first = next(iter(outputs.values()))
     expected = first if comparison.expected is None else comparison.expected(*inputs)
+    if expected is not None:
+        expected = comparison.comparable(expected)
     errors: dict[str, float | None] = {}
     for name, output in outputs.items():
         if output is None or expected is None:
             errors[name] = None
             continue
+        output = comparison.comparable(output)
         difference = (output.double() - expected.double()).abs().max()
         error = float(difference / expected.abs().max().clamp(min=1e-30))
         if not error <= comparison.tolerance:

@@ -16,10 +16,10 @@ from torch import Tensor
 from sparse_dset import native
 from sparse_dset.analysis.comparison import Comparison
 from sparse_dset.analysis.peers import (
+    NcnnConvolution,
     cross_attentions,
     export_dense,
     installed,
-    ncnn_convolution,
     onnxruntime_network,
     openvino_network,
 )
@@ -193,31 +193,36 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
     layout, name = _faster_layout(channels, side, weight)
     dense_weight = weight.contiguous(memory_format=layout)
 
-    def make_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    peer = NcnnConvolution(weight, torch.get_num_threads()) if installed("ncnn") else None
+
+    def make_inputs() -> tuple[Any, ...]:
         x = _random_map(channels, side, side) * mask.unsqueeze(1)
-        return x, x.contiguous(memory_format=layout), SparseMap.from_dense(x, support).features
+        rows = SparseMap.from_dense(x, support).features
+        return (
+            x,
+            x.contiguous(memory_format=layout),
+            rows,
+            None if peer is None else peer.prepare(x),
+        )
 
     def rows_of(y: Tensor) -> Tensor:
         return SparseMap.from_dense(y, support).features
 
     def with_rows(**options: str) -> Callable[..., Tensor]:
-        def run(_: Tensor, __: Tensor, rows: Tensor) -> Tensor:
+        def run(_: Tensor, __: Tensor, rows: Tensor, ___: Any) -> Tensor:
             return sparse_conv2d(rows, weight, None, support, **options)  # type: ignore[arg-type]
 
         return run
 
-    def whole(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor | None]:
-        """Dense arms are compared by sites, which would take time: only where all are kept."""
-
-        def run(x: Tensor, laid_out: Tensor, _: Tensor) -> Tensor | None:
-            y = function(x, laid_out)
-            return rows_of(y) if keep == 1.0 else None
+    def whole(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(x: Tensor, laid_out: Tensor, _: Tensor, prepared: Any) -> Tensor:
+            return function(x, laid_out, prepared)
 
         return run
 
     arms: dict[str, Callable[..., Tensor | None]] = {
-        f"oneDNN dense {name}": whole(lambda _, x: F.conv2d(x, dense_weight, padding=1)),
-        "our dense": whole(lambda x, _: dense_conv2d(x, weight, None)),
+        f"oneDNN dense {name}": whole(lambda _, x, __: F.conv2d(x, dense_weight, padding=1)),
+        "our dense": whole(lambda x, *_: dense_conv2d(x, weight, None)),
     }
     if not native.unavailable_reason():
         auto = chosen_algorithm(support, channels, channels)
@@ -227,12 +232,16 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
     arms["im2col + matmul"] = with_rows(backend="reference")
     if "spconv" in available_backends():
         arms["spconv Native"] = with_rows(backend="spconv")
-    peer = ncnn_convolution(weight, torch.get_num_threads())
     if peer is not None:
-        arms["ncnn dense"] = lambda x, *_: peer(x)
+        arms["ncnn dense"] = whole(lambda _, __, prepared: peer(prepared))
 
-    def expected(x: Tensor, *_: Tensor) -> Tensor:
-        return rows_of(F.conv2d(x.double(), weight.double(), padding=1))
+    def comparable(y: Any) -> Tensor:
+        if not isinstance(y, Tensor):
+            y = NcnnConvolution.as_tensor(y)
+        return rows_of(y) if y.dim() == 4 else y
+
+    def expected(x: Tensor, *_: Any) -> Tensor:
+        return F.conv2d(x.double(), weight.double(), padding=1)
 
     pairs = int((support.neighbors() >= 0).sum())
     return Comparison(
@@ -242,6 +251,7 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
         expected,
         ideal=9 * side * side / max(pairs, 1),
         prime=True,
+        comparable=comparable,
     )
 
 

@@ -9,6 +9,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,39 +24,52 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def ncnn_convolution(weight: Tensor, threads: int) -> Callable[[Tensor], None] | None:
-    """Returns ncnn's convolution of ``[1, C_in, H, W]`` in float32; None where ncnn is missing.
+class NcnnConvolution:
+    """ncnn's convolution 3x3 with padding 1 and without bias, in float32.
 
     Args:
-        weight: ``[C_out, C_in, 3, 3]``; padding 1, no bias.
+        weight: ``[C_out, C_in, 3, 3]``.
         threads: of ncnn.
+
+    Raises:
+        ImportError: ncnn is not installed.
     """
-    if not installed("ncnn"):
-        return None
-    import ncnn
 
-    out_channels = weight.shape[0]
-    net = ncnn.Net()
-    net.opt.num_threads = threads
-    for half in ("fp16_storage", "fp16_arithmetic", "fp16_packed", "bf16_storage"):
-        setattr(net.opt, f"use_{half}", False)
-    net.opt.use_winograd_convolution = True
-    with tempfile.TemporaryDirectory() as folder:
-        graph, values = Path(folder, "net.param"), Path(folder, "net.bin")
-        graph.write_text(
-            "7767517\n2 2\nInput in 0 1 in\n"
-            f"Convolution conv 1 1 in out 0={out_channels} 1=3 4=1 5=0 6={weight.numel()}\n"
-        )
-        values.write_bytes(bytes(4) + weight.detach().numpy().astype(np.float32).tobytes())
-        net.load_param(str(graph))
-        net.load_model(str(values))
+    def __init__(self, weight: Tensor, threads: int) -> None:
+        import ncnn
 
-    def run(x: Tensor) -> None:
-        extractor = net.create_extractor()
-        extractor.input("in", ncnn.Mat(x[0].contiguous().numpy()))
-        extractor.extract("out")
+        self._ncnn = ncnn
+        self._net = ncnn.Net()
+        self._net.opt.num_threads = threads
+        for half in ("fp16_storage", "fp16_arithmetic", "fp16_packed", "bf16_storage"):
+            setattr(self._net.opt, f"use_{half}", False)
+        self._net.opt.use_winograd_convolution = True
+        with tempfile.TemporaryDirectory() as folder:
+            graph, values = Path(folder, "net.param"), Path(folder, "net.bin")
+            graph.write_text(
+                "7767517\n2 2\nInput in 0 1 in\n"
+                f"Convolution conv 1 1 in out 0={weight.shape[0]} 1=3 4=1 5=0 6={weight.numel()}\n"
+            )
+            values.write_bytes(bytes(4) + weight.detach().numpy().astype(np.float32).tobytes())
+            self._net.load_param(str(graph))
+            self._net.load_model(str(values))
 
-    return run
+    def prepare(self, x: Tensor) -> Any:
+        """Turns a map ``[1, C_in, H, W]`` into ncnn's kind of input."""
+        values = x[0].contiguous().numpy()  # named: a Mat made of an array does not keep it alive
+        return self._ncnn.Mat(values).clone()
+
+    def __call__(self, prepared: Any) -> Any:
+        """Returns ncnn's kind of output; ``as_tensor`` turns it into a map."""
+        extractor = self._net.create_extractor()
+        extractor.input("in", prepared)
+        _, out = extractor.extract("out")
+        return out
+
+    @staticmethod
+    def as_tensor(out: Any) -> Tensor:
+        """Returns an output as ``[1, C_out, H, W]``."""
+        return torch.from_numpy(np.array(out)).unsqueeze(0)
 
 
 def cross_attentions(detector: Detector) -> list[MSDeformableAttention]:
