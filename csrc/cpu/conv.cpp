@@ -405,13 +405,18 @@ at::Tensor pointwise_conv(const at::Tensor& features, const at::Tensor& weight,
     dense_addend = addend->contiguous();
     operands.conv.addend = dense_addend.const_data_ptr<float>();
   }
-  const int64_t panels = count_panels(weight.size(0));
-  at::parallel_for(0, features.size(0), 48, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin; first < end; first += POINTWISE_ROWS)
-      for (int64_t panel = 0; panel < panels; ++panel)
-        kernels().pointwise(operands.conv, int(first), int(std::min(first + POINTWISE_ROWS, end)),
+  const int64_t rows = features.size(0), panels = count_panels(weight.size(0));
+  const auto run = [&](int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel) {
+    for (int64_t first = first_row; first < last_row; first += POINTWISE_ROWS)
+      for (int64_t panel = first_panel; panel < last_panel; ++panel)
+        kernels().pointwise(operands.conv, int(first), int(std::min(first + POINTWISE_ROWS, last_row)),
                             int(panel));
-  });
+  };
+  // Threads share out what is larger, weights or rows, as far as it comes out even.
+  if (rows < weight.size(0) && panels % at::get_num_threads() == 0)
+    at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) { run(0, rows, begin, end); });
+  else
+    at::parallel_for(0, rows, 48, [&](int64_t begin, int64_t end) { run(begin, end, 0, panels); });
   return operands.out;
 }
 

@@ -9,6 +9,7 @@
 #include <array>
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <vector>
 
 #include "derived.h"
@@ -28,6 +29,13 @@ void check_table(const at::Tensor& table) {
               table.sizes());
 }
 
+void check_indices(const at::Tensor& indices) {
+  TORCH_CHECK(indices.dim() == 2 && indices.size(1) == 3 && indices.scalar_type() == at::kInt &&
+                  indices.is_contiguous(),
+              "indices must be contiguous int32 [N, 3], got ", indices.scalar_type(), " ",
+              indices.sizes());
+}
+
 // The row of a cell, -1 outside the grid.
 struct Grid {
   explicit Grid(const at::Tensor& row_map)
@@ -44,10 +52,7 @@ struct Grid {
 
 at::Tensor neighbor_table(const at::Tensor& row_map, const at::Tensor& indices, int64_t stride) {
   check_row_map(row_map);
-  TORCH_CHECK(indices.dim() == 2 && indices.size(1) == 3 && indices.scalar_type() == at::kInt &&
-                  indices.is_contiguous(),
-              "indices must be contiguous int32 [N, 3], got ", indices.scalar_type(), " ",
-              indices.sizes());
+  check_indices(indices);
   const int64_t count = indices.size(0);
   at::Tensor table = at::empty({count, 9}, indices.options());
   const Grid grid(row_map);
@@ -80,6 +85,40 @@ at::Tensor inverse_table(const at::Tensor& table, int64_t num_rows) {
       out[row * taps + tap] = int32_t(n);
     }
   return inverse;
+}
+
+// The sites of a mask [B, H, W]: indices [N, 3], sorted, and the row map.
+std::tuple<at::Tensor, at::Tensor> sites_of_mask(const at::Tensor& mask_) {
+  TORCH_CHECK(mask_.dim() == 3 && mask_.scalar_type() == at::kBool, "mask must be bool [B, H, W], got ",
+              mask_.scalar_type(), " ", mask_.sizes());
+  const at::Tensor mask = mask_.contiguous();
+  const bool* kept = mask.const_data_ptr<bool>();
+  const at::Tensor row_map = at::empty(mask.sizes(), mask.options().dtype(at::kInt));
+  int32_t *rows = row_map.data_ptr<int32_t>(), count = 0;
+  for (int64_t cell = 0; cell < mask.numel(); ++cell) rows[cell] = kept[cell] ? count++ : -1;
+  const at::Tensor indices = at::empty({count, 3}, row_map.options());
+  int32_t* site = indices.data_ptr<int32_t>();
+  for (int32_t batch = 0; batch < mask.size(0); ++batch)
+    for (int32_t y = 0; y < mask.size(1); ++y)
+      for (int32_t x = 0; x < mask.size(2); ++x)
+        if (*kept++) *site++ = batch, *site++ = y, *site++ = x;
+  return {indices, row_map};
+}
+
+// The row of the cell (y / 2, x / 2) of each site, -1 = none: int64 [N].
+at::Tensor parent_rows(const at::Tensor& indices, const at::Tensor& coarser_row_map) {
+  check_row_map(coarser_row_map);
+  check_indices(indices);
+  const at::Tensor parents = at::empty({indices.size(0)}, indices.options().dtype(at::kLong));
+  const Grid grid(coarser_row_map);
+  const int32_t* site = indices.const_data_ptr<int32_t>();
+  int64_t* out = parents.data_ptr<int64_t>();
+  for (int64_t n = 0; n < indices.size(0); ++n, site += 3) {
+    TORCH_CHECK(site[0] >= 0 && site[0] < coarser_row_map.size(0), "site ", n, " is of image ", site[0],
+                " of ", coarser_row_map.size(0));
+    out[n] = grid.at(site[0], site[1] / 2, site[2] / 2);
+  }
+  return parents;
 }
 
 // Copies the rows of a window, whose first cell may lie outside the grid.
@@ -210,11 +249,15 @@ PairLists pairs_of(const at::Tensor& table) {
 }
 
 TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
+  m.def("sites_of_mask(Tensor mask) -> (Tensor, Tensor)");
+  m.def("parent_rows(Tensor indices, Tensor coarser_row_map) -> Tensor");
   m.def("neighbor_table(Tensor row_map, Tensor indices, int stride) -> Tensor");
   m.def("inverse_table(Tensor table, SymInt num_rows) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(sparse_dset, CPU, m) {
+  m.impl("sites_of_mask", sites_of_mask);
+  m.impl("parent_rows", parent_rows);
   m.impl("neighbor_table", neighbor_table);
   m.impl("inverse_table", inverse_table);
 }

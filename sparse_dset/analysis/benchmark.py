@@ -162,7 +162,7 @@ def measure_latency(
     synchronize: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
     before_round: Callable[[], object] = lambda: None,
-    prime: bool = False,
+    prime: int = 0,
 ) -> dict[str, Latency]:
     """Times several arms in rounds: each round calls every arm once, in another random order.
 
@@ -176,8 +176,8 @@ def measure_latency(
         synchronize: waits until the device is idle; called on both ends of every timing.
         clock: seconds.
         before_round: called before every round, off the clock.
-        prime: call each arm once off the clock before it is timed, so that caches hold what it
-            uses, and not what the arm before it used.
+        prime: how often each arm is called off the clock before the call that is timed, so that
+            caches hold what it uses, and not what the arm before it used.
 
     Raises:
         ValueError: no arms, or ``warmup`` or ``repeats`` is below 1.
@@ -194,7 +194,7 @@ def measure_latency(
         shuffle(order)
         before_round()
         for name in order:
-            if prime:
+            for _ in range(prime):
                 arms[name]()
             synchronize()
             start = clock()

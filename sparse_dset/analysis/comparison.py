@@ -35,7 +35,7 @@ class Comparison:
     expected: Callable[..., Tensor] | None = None
     tolerance: float = 5e-5
     ideal: float | None = None
-    prime: bool = False
+    prime: int = 0
     comparable: Callable[[Any], Tensor] = lambda y: y
 
 
@@ -82,6 +82,7 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
             "error": errors[name],
             "warmup": warmup,
             "repeats": repeats,
+            "prime": comparison.prime,
             "environment": environment(torch.device("cpu")),
         }
         for name, latency in latencies.items()

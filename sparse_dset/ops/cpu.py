@@ -192,7 +192,6 @@ def _deform_attn_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
 def _register() -> None:
     library = torch.library
     for name, fake in (
-        ("neighbor_table", lambda row_map, indices, stride: row_map.new_empty(len(indices), 9)),
         ("inverse_table", lambda table, num_rows: table.new_empty(num_rows, table.shape[1])),
         ("sparse_conv2d_cpu", _sparse_conv2d_fake),
         ("sparse_conv2d_cpu_weight_gradient", _weight_gradient_fake),

@@ -41,8 +41,12 @@ class Support:
                 f"Support.from_mask needs a bool mask [B, H, W], got {mask.dtype} "
                 f"{tuple(mask.shape)}"
             )
-        indices = mask.nonzero().to(torch.int32).contiguous()
-        return cls(indices, *mask.shape)
+        if not native.usable(mask.device):
+            return cls(mask.nonzero().to(torch.int32).contiguous(), *mask.shape)
+        indices, row_map = torch.ops.sparse_dset.sites_of_mask(mask)
+        support = cls(indices, *mask.shape)
+        support._tables["row_map"] = row_map
+        return support
 
     @classmethod
     def from_indices(cls, indices: Tensor, batch_size: int, height: int, width: int) -> Support:
@@ -146,8 +150,11 @@ class Support:
                 not nest.
         """
         _check_halved(self, coarser)
-        batch, y, x = self.indices.long().unbind(1)
-        rows = coarser.row_map()[batch, y // 2, x // 2].long()
+        if native.usable(self.device):
+            rows = torch.ops.sparse_dset.parent_rows(self.indices.contiguous(), coarser.row_map())
+        else:
+            batch, y, x = self.indices.long().unbind(1)
+            rows = coarser.row_map()[batch, y // 2, x // 2].long()
         if rows.numel() and int(rows.min()) < 0:
             site = self.indices[int(rows.argmin())].tolist()
             raise ValueError(f"site (batch, y, x) = {site} has no kept parent: supports must nest")
@@ -239,3 +246,22 @@ def check_nested(masks: Sequence[Tensor]) -> None:
                 f"kept masks must nest: site (batch, y, x) = {site} of level {level} has no kept "
                 f"parent at level {level + 1}"
             )
+
+
+def _sites_of_mask_fake(mask: Tensor) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    row_map = mask.new_empty(mask.shape, dtype=torch.int32)
+    return row_map.new_empty(count, 3), row_map
+
+
+def _register_fakes() -> None:
+    for name, fake in (
+        ("sites_of_mask", _sites_of_mask_fake),
+        ("parent_rows", lambda indices, _: indices.new_empty(len(indices), dtype=torch.int64)),
+        ("neighbor_table", lambda row_map, indices, stride: row_map.new_empty(len(indices), 9)),
+    ):
+        torch.library.register_fake(f"sparse_dset::{name}", fake)
+
+
+if not native.unavailable_reason():
+    _register_fakes()
