@@ -118,8 +118,10 @@ class FusedCSPLayer(nn.Module):
         part = pointwise_conv(rows_of(first), self.weight1, None)
         parents = parent_rows(second, first) if self.upsamples else None
         both = pointwise_conv(rows_of(second), self.weight2, self.bias, "silu", part, parents)
-        main, side = (map_of(rows, second) for rows in both.chunk(2, dim=1))
-        return self.conv3(add(self.bottlenecks(main), side))
+        main, side = both.chunk(2, dim=1)
+        rows = rows_of(self.bottlenecks(map_of(main, second)))
+        rows += side
+        return self.conv3(map_of(rows, second))
 
 
 class FpnPan(nn.Module):
