@@ -141,7 +141,7 @@ void pointwise(const Convolution& conv, int first, int last, int panel_index) {
     const int depth = at_most(conv.in_channels - k, DEPTH);
     const float* weight = panel + int64_t(k) * padded;
     const float* next = weight + int64_t(depth) * padded;
-    for (int r = first; r < last; r += ROWS, next += depth * WIDTH) {
+    for (int r = first; r < last; r += ROWS) {
       const int m = at_most(last - r, ROWS);
       const float* rows[ROWS];
       float* outs[ROWS];
@@ -150,6 +150,7 @@ void pointwise(const Convolution& conv, int first, int last, int panel_index) {
         outs[i] = conv.out + int64_t(r + i) * conv.out_channels + column;
       }
       multiply_for(m, padded / WIDTH, k > 0)(rows, weight, depth, outs, columns, next);
+      if (r < first + 3 * ROWS) next += depth * WIDTH;
       if (k + depth == conv.in_channels)
         for (int i = 0; i < m; ++i) finish_row(conv, r + i, column, columns);
     }
