@@ -10,6 +10,7 @@
 
 #include "derived.h"
 #include "dispatch.h"
+#include "memory.h"
 #include "tables.h"
 
 namespace sparse_dset {
@@ -184,7 +185,7 @@ struct Operands {
         packed(pack(weight, algorithm, form)),
         bias(bias_ ? bias_->contiguous() : at::Tensor()),
         zeros(at::zeros({features.size(1)}, features.options())),
-        out(at::empty({out_rows, weight.size(form.transposed ? 1 : 0)}, features.options())),
+        out(empty_floats({out_rows, weight.size(form.transposed ? 1 : 0)})),
         conv{features.const_data_ptr<float>(),
              features.stride(0),
              zeros.const_data_ptr<float>(),
@@ -310,10 +311,9 @@ at::Tensor gradient_by_tiles(const at::Tensor& features, const at::Tensor& grad,
   const int64_t count = tiles.count(), points = tiles.side() * tiles.side();
   const int64_t width = kernels().width, panel_width = kernels().panel;
   const int64_t in_stride = (in + width - 1) / width * width;
-  const auto empty = [&](int64_t floats) { return at::empty({floats}, features.options()); };
   const at::Tensor zeros = at::zeros({in}, features.options());
-  at::Tensor inputs = empty(points * count * in_stride);
-  at::Tensor grads = empty(panels * points * count * panel_width);
+  at::Tensor inputs = empty_floats({points * count * in_stride});
+  at::Tensor grads = empty_floats({panels * points * count * panel_width});
   at::Tensor products = at::zeros({points, in, out}, features.options());
   at::Tensor result = at::empty({9, in, out}, features.options());
   at::Tensor every_tile = at::arange(count, at::kInt);

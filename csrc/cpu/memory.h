@@ -1,0 +1,13 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace sparse_dset {
+
+// Like at::empty for float32 on the CPU. Large blocks are kept when they are freed and given out
+// again: the C library would hand them back to the system, which then clears every page anew, and
+// that takes longer than many a convolution that fills them. No more is kept than was in use at
+// once.
+at::Tensor empty_floats(at::IntArrayRef sizes);
+
+}  // namespace sparse_dset
