@@ -11,6 +11,7 @@
 #include "derived.h"
 #include "dispatch.h"
 #include "memory.h"
+#include "rows.h"
 #include "tables.h"
 
 namespace sparse_dset {
@@ -26,28 +27,6 @@ Costs costs = {0.006, 0.0037, 0.0020, 3.7, 10.9, 0.17};  // nanoseconds, see ops
 
 constexpr int64_t TILES_AT_A_TIME = 48;  // of 4x4: what they become fits the second cache
 constexpr int64_t POINTWISE_ROWS = 192;  // as many rows of features stay in the second cache
-
-Activation parse_activation(c10::string_view name) {
-  if (name == "none") return Activation::none;
-  if (name == "relu") return Activation::relu;
-  if (name == "relu6") return Activation::relu6;
-  if (name == "silu") return Activation::silu;
-  TORCH_CHECK(false, "activation must be none, relu, relu6 or silu, got ", std::string(name));
-}
-
-void check_rows(const at::Tensor& rows, const char* name) {
-  TORCH_CHECK(rows.scalar_type() == at::kFloat && rows.dim() == 2, name,
-              " must be float32 [N, channels], got ", rows.scalar_type(), " ", rows.sizes());
-}
-
-// Rows may be farther apart than they are long (a slice of wider rows).
-at::Tensor with_dense_rows(const at::Tensor& rows) {
-  return rows.stride(1) == 1 || rows.size(1) == 1 ? rows : rows.contiguous();
-}
-
-int64_t count_panels(int64_t channels) {
-  return (channels + kernels().panel - 1) / kernels().panel;
-}
 
 // Memory that a thread keeps for its next task.
 float* scratch(int64_t floats) {
@@ -113,7 +92,21 @@ at::Tensor pack_taps(const at::Tensor& weight, Derivation derivation, WeightForm
   });
 }
 
+// The weights [C, 1, k, k] of a depthwise convolution as one matrix [taps, C].
+at::Tensor pack_depthwise(const at::Tensor& weight) {
+  return derive_from_weight(weight, Derivation::depthwise, 0, [&] {
+    const at::Tensor source = weight.contiguous();
+    const int channels = source.size(0), taps = source.numel() / std::max<int64_t>(1, source.size(0));
+    at::Tensor packed = at::empty({kernels().packed_size(1, taps, channels)}, weight.options());
+    for (int64_t panel = 0; panel < count_panels(channels); ++panel)
+      kernels().pack(source.const_data_ptr<float>(), 1, taps, channels, 0, 1, taps, int(panel),
+                     packed.data_ptr<float>());
+    return packed;
+  });
+}
+
 at::Tensor pack(const at::Tensor& weight, Derivation derivation, WeightForm form) {
+  if (derivation == Derivation::depthwise) return pack_depthwise(weight);
   if (derivation == Derivation::pointwise || derivation == Derivation::indirect)
     return pack_taps(weight, derivation, form);
   return derive_from_weight(weight, derivation, form.transposed + 2 * form.turned, [&] {
@@ -175,7 +168,7 @@ void run_winograd(const Convolution& conv, const TileList& tiles) {
 
 // A convolution's operands, checked, and the memory that they lie in.
 struct Operands {
-  at::Tensor features, packed, bias, zeros, out;
+  at::Tensor features, packed, bias, addend, addend_rows, zeros, out;
   Convolution conv;
 
   Operands(const at::Tensor& features_, const at::Tensor& weight,
@@ -197,6 +190,25 @@ struct Operands {
              int(features.size(1)),
              int(out.size(1)),
              parse_activation(activation)} {}
+
+  // Adds rows of a tensor, its own to each output row or those that `rows` names.
+  void add(const std::optional<at::Tensor>& source, const std::optional<at::Tensor>& rows = {}) {
+    if (!source) return;
+    check_rows(*source, "addend");
+    TORCH_CHECK(source->size(1) == out.size(1) && (rows || source->size(0) == out.size(0)),
+                "addend must be [", rows ? "any" : std::to_string(out.size(0)), ", ", out.size(1),
+                "], got ", source->sizes());
+    addend = source->contiguous();
+    conv.addend = addend.const_data_ptr<float>();
+    if (!rows) return;
+    TORCH_CHECK(rows->scalar_type() == at::kLong && rows->dim() == 1 && rows->size(0) == out.size(0),
+                "addend_rows must be int64 [", out.size(0), "]");
+    addend_rows = rows->contiguous();
+    conv.addend_rows = addend_rows.const_data_ptr<int64_t>();
+    for (int64_t n = 0; n < out.size(0); ++n)
+      TORCH_CHECK(conv.addend_rows[n] >= 0 && conv.addend_rows[n] < addend.size(0), "addend_rows[", n,
+                  "] = ", conv.addend_rows[n], " of ", addend.size(0));
+  }
 };
 
 void check_weight(const at::Tensor& features, const at::Tensor& weight,
@@ -213,18 +225,35 @@ void check_weight(const at::Tensor& features, const at::Tensor& weight,
               "bias must be float32 [", weight.size(1 - in), "]");
 }
 
+void check_depthwise(const at::Tensor& features, const at::Tensor& weight,
+                     const std::optional<at::Tensor>& bias, const at::Tensor& table) {
+  check_rows(features, "features");
+  const int64_t channels = features.size(1), taps = table.size(1);
+  TORCH_CHECK(taps <= MAX_TAPS, "a depthwise kernel has at most ", MAX_TAPS, " taps, got ", taps);
+  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.size(0) == channels &&
+                  weight.numel() == channels * taps,
+              "weight must be float32 [", channels, ", 1, k, k] with ", taps, " taps, got ",
+              weight.scalar_type(), " ", weight.sizes());
+  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 && bias->size(0) == channels),
+              "bias must be float32 [", channels, "]");
+  TORCH_CHECK(num_input_rows(table) <= features.size(0), "table names row ", num_input_rows(table) - 1,
+              " of ", features.size(0));
+}
+
 at::Tensor sparse_conv2d(const at::Tensor& features, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias, const at::Tensor& table,
                          const std::optional<at::Tensor>& row_map, c10::string_view algorithm,
-                         c10::string_view activation, bool transposed) {
+                         c10::string_view activation, bool transposed,
+                         const std::optional<at::Tensor>& addend) {
   check_weight(features, weight, bias, table.size(1), transposed);
   const Derivation chosen = algorithm == "auto"
                                 ? choose(table, row_map, weight.size(1), weight.size(0))
                                 : parse_algorithm(algorithm);
   // A submanifold convolution's windows are symmetric: its transpose has them too, turned.
   const WeightForm form = {transposed, transposed && row_map.has_value()};
-  const Operands operands(features, weight, bias, table.size(0), chosen, activation, form);
+  Operands operands(features, weight, bias, table.size(0), chosen, activation, form);
   if (operands.out.numel() == 0) return operands.out;
+  operands.add(addend);
   if (chosen == Derivation::indirect) {
     const PairLists pairs = pairs_of(table);
     TORCH_CHECK(pairs.num_input_rows() <= features.size(0), "table names row ",
@@ -253,13 +282,14 @@ at::Tensor rows_of_map(const at::Tensor& x) {
 
 at::Tensor dense_conv2d(const at::Tensor& x, const at::Tensor& weight,
                         const std::optional<at::Tensor>& bias, c10::string_view algorithm,
-                        c10::string_view activation) {
+                        c10::string_view activation, const std::optional<at::Tensor>& addend) {
   TORCH_CHECK(x.dim() == 4, "x must be [B, C, H, W], got ", x.sizes());
   const at::Tensor features = rows_of_map(x);
   check_weight(features, weight, bias, 9);
   const Derivation chosen = algorithm == "auto" ? Derivation::winograd4 : parse_algorithm(algorithm);
   TORCH_CHECK(chosen != Derivation::indirect, "a dense convolution is computed by winograd2 or winograd4");
-  const Operands operands(features, weight, bias, features.size(0), chosen, activation);
+  Operands operands(features, weight, bias, features.size(0), chosen, activation);
+  if (addend) operands.add(rows_of_map(*addend));
   if (operands.out.numel() != 0)
     run_winograd(operands.conv, full_tiles(x.size(0), x.size(2), x.size(3), tile_size(chosen)));
   return operands.out.view({x.size(0), x.size(2), x.size(3), weight.size(0)}).permute({0, 3, 1, 2});
@@ -385,26 +415,7 @@ at::Tensor pointwise_conv(const at::Tensor& features, const at::Tensor& weight,
   check_weight(features, weight, bias, 1);
   Operands operands(features, weight, bias, features.size(0), Derivation::pointwise, activation);
   if (operands.out.numel() == 0) return operands.out;
-  at::Tensor dense_addend, dense_rows;
-  if (addend) {
-    check_rows(*addend, "addend");
-    const int64_t rows = addend->size(0);
-    TORCH_CHECK(addend->size(1) == weight.size(0), "addend must have ", weight.size(0), " columns");
-    if (addend_rows) {
-      TORCH_CHECK(addend_rows->scalar_type() == at::kLong && addend_rows->dim() == 1 &&
-                      addend_rows->size(0) == features.size(0),
-                  "addend_rows must be int64 [", features.size(0), "]");
-      dense_rows = addend_rows->contiguous();
-      const int64_t* index = dense_rows.const_data_ptr<int64_t>();
-      for (int64_t n = 0; n < dense_rows.size(0); ++n)
-        TORCH_CHECK(index[n] >= 0 && index[n] < rows, "addend_rows[", n, "] = ", index[n], " of ", rows);
-      operands.conv.addend_rows = index;
-    } else {
-      TORCH_CHECK(rows == features.size(0), "addend must have ", features.size(0), " rows");
-    }
-    dense_addend = addend->contiguous();
-    operands.conv.addend = dense_addend.const_data_ptr<float>();
-  }
+  operands.add(addend, addend_rows);
   const int64_t rows = features.size(0), panels = count_panels(weight.size(0));
   const auto run = [&](int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel) {
     for (int64_t first = first_row; first < last_row; first += POINTWISE_ROWS)
@@ -418,6 +429,41 @@ at::Tensor pointwise_conv(const at::Tensor& features, const at::Tensor& weight,
   else
     at::parallel_for(0, rows, 48, [&](int64_t begin, int64_t end) { run(begin, end, 0, panels); });
   return operands.out;
+}
+
+at::Tensor depthwise_conv2d(const at::Tensor& features, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias, const at::Tensor& table,
+                            c10::string_view activation) {
+  const int64_t taps = table.size(1);
+  check_depthwise(features, weight, bias, table);
+  const Operands operands(features, weight, bias, table.size(0), Derivation::depthwise, activation);
+  at::parallel_for(0, table.size(0), 64, [&](int64_t begin, int64_t end) {
+    kernels().depthwise(operands.conv, table.const_data_ptr<int32_t>(), int(taps), int(begin), int(end));
+  });
+  return operands.out;
+}
+
+at::Tensor depthwise_weight_gradient(const at::Tensor& features_, const at::Tensor& grad_,
+                                     const at::Tensor& table) {
+  check_rows(features_, "features");
+  check_rows(grad_, "grad");
+  const at::Tensor features = with_dense_rows(features_), grad = grad_.contiguous();
+  const int64_t taps = table.size(1), channels = features.size(1), rows = table.size(0);
+  TORCH_CHECK(grad.size(0) == rows && grad.size(1) == channels, "grad must be [", rows, ", ", channels,
+              "], got ", grad.sizes());
+  TORCH_CHECK(num_input_rows(table) <= features.size(0), "table names row ", num_input_rows(table) - 1,
+              " of ", features.size(0));
+  const int64_t parts = at::get_num_threads();
+  const at::Tensor sums = at::zeros({parts, taps, channels}, features.options());
+  float* to = sums.data_ptr<float>();
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part)
+      kernels().depthwise_gradient(features.const_data_ptr<float>(), int(features.stride(0)),
+                                   grad.const_data_ptr<float>(), table.const_data_ptr<int32_t>(), int(taps),
+                                   int(channels), int(rows * part / parts), int(rows * (part + 1) / parts),
+                                   to + part * taps * channels);
+  });
+  return sums.sum(0).t().contiguous();
 }
 
 std::string chosen_algorithm(const at::Tensor& table, const std::optional<at::Tensor>& row_map,
@@ -441,10 +487,14 @@ std::string cpu_capability() { return kernels().name; }
 
 TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
   m.def("sparse_conv2d_cpu(Tensor features, Tensor weight, Tensor? bias, Tensor table, Tensor? row_map, "
-        "str algorithm, str activation, bool transposed=False) -> Tensor");
+        "str algorithm, str activation, bool transposed=False, Tensor? addend=None) -> Tensor");
   m.def("sparse_conv2d_cpu_weight_gradient(Tensor features, Tensor grad, Tensor table, Tensor? row_map, "
         "str algorithm) -> Tensor");
-  m.def("dense_conv2d_cpu(Tensor x, Tensor weight, Tensor? bias, str algorithm, str activation) -> Tensor");
+  m.def("dense_conv2d_cpu(Tensor x, Tensor weight, Tensor? bias, str algorithm, str activation, "
+        "Tensor? addend=None) -> Tensor");
+  m.def("depthwise_conv2d_cpu(Tensor features, Tensor weight, Tensor? bias, Tensor table, str activation) "
+        "-> Tensor");
+  m.def("depthwise_conv2d_cpu_weight_gradient(Tensor features, Tensor grad, Tensor table) -> Tensor");
   m.def("pointwise_conv_cpu(Tensor features, Tensor weight, Tensor? bias, Tensor? addend, "
         "Tensor? addend_rows, str activation) -> Tensor");
   m.def("chosen_algorithm(Tensor table, Tensor? row_map, int in_channels, int out_channels) -> str",
@@ -458,6 +508,8 @@ TORCH_LIBRARY_IMPL(sparse_dset, CPU, m) {
   m.impl("sparse_conv2d_cpu", sparse_conv2d);
   m.impl("sparse_conv2d_cpu_weight_gradient", weight_gradient);
   m.impl("dense_conv2d_cpu", dense_conv2d);
+  m.impl("depthwise_conv2d_cpu", depthwise_conv2d);
+  m.impl("depthwise_conv2d_cpu_weight_gradient", depthwise_weight_gradient);
   m.impl("pointwise_conv_cpu", pointwise_conv);
 }
 

@@ -7,7 +7,10 @@
 namespace sparse_dset {
 
 // What a tensor is a source of.
-enum class Derivation { indirect, winograd2, winograd4, pointwise, pairs, tiles2, tiles4, counts };
+enum class Derivation {
+  indirect, winograd2, winograd4, pointwise, depthwise,  // of a weight
+  pairs, tiles2, tiles4, counts, last_row                // of a table
+};
 
 // Returns what `make` makes of a weight, made once and kept as long as the weight's memory and values
 // stay as they are. Values are watched through the version counter, which every in-place operation

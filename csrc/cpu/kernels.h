@@ -17,8 +17,8 @@ struct Convolution {
   const float* zero_row;  // [C_in] zeros
   const float* weight;    // packed
   const float* bias;      // [C_out] or null
-  const float* addend;    // [any, C_out] or null, of pointwise only: added before the activation
-  const int64_t* addend_rows;  // [N_out], which row of addend, or null: the row's own
+  const float* addend;    // [any, C_out] or null, added before the activation
+  const int64_t* addend_rows;  // [N_out], which row of addend, or null: the row's own (pointwise only)
   float* out;             // [N_out, C_out], contiguous
   int in_channels, out_channels;
   Activation activation;
@@ -32,6 +32,8 @@ struct PairBlock {
   const int32_t* out;
   int taps;
 };
+
+constexpr int MAX_TAPS = 49;  // of a depthwise kernel
 
 constexpr int MAX_LEVELS = 16, MAX_HEADS = 64;  // of a sampling
 
@@ -74,6 +76,13 @@ struct Kernels {
   // One panel of the rows that `out` names: [count, columns rounded up].
   void (*gather_panel)(const float* grad, const int32_t* out, int count, int out_channels,
                        int panel_index, float* packed);
+  // One kernel per channel, weights packed as one matrix [taps, C]: output rows [first, last) of
+  // table [N_out, taps], the input row under each tap, -1 = none.
+  void (*depthwise)(const Convolution&, const int32_t* table, int taps, int first, int last);
+  // Adds the products of grad [N_out, C] and the rows under each tap to result [taps, C].
+  void (*depthwise_gradient)(const float* features, int feature_stride, const float* grad,
+                             const int32_t* table, int taps, int channels, int first, int last,
+                             float* result);
   // Adds features[in]^T times such rows to one panel of result [C_in, C_out].
   void (*weight_gradient)(const float* features, int feature_stride, const int32_t* in,
                           const float* packed_grad, int count, int in_channels, int out_channels,

@@ -121,6 +121,24 @@ INLINE void with_activation(Activation activation, Body&& body) {
   }
 }
 
+template <int N>
+struct IntConstant {
+  static constexpr int value = N;
+};
+
+// Calls body with a number of vectors of a panel as a constant.
+template <class Body>
+INLINE void with_vectors(int vectors, Body&& body) {
+  switch (vectors) {
+    case 1: return body(IntConstant<1>{});
+    case 2: return body(IntConstant<2>{});
+#if SIMD_BYTES == 64
+    case 3: return body(IntConstant<3>{});
+    case 4: return body(IntConstant<4>{});
+#endif
+  }
+}
+
 INLINE void finish_row(const Convolution& conv, int r, int column, int columns) {
   float* row = conv.out + int64_t(r) * conv.out_channels + column;
   const float* bias = conv.bias ? conv.bias + column : nullptr;
@@ -182,6 +200,90 @@ void indirect(const Convolution& conv, const PairBlock& block, int panel_index) 
       weight += int64_t(depth) * padded;
     }
   for (int r = block.first_row; r < block.last_row; ++r) finish_row(conv, r, column, columns);
+}
+
+// row = activation(bias + addend + the sum over taps of weight[tap] * inputs[tap]), V vectors of it.
+template <int V, Activation activation>
+void depthwise_site(const float* const* inputs, const uint8_t* taps, int count, const float* weight,
+                    const float* bias, const float* addend, int columns, float* row) {
+  const auto columns_of = [&](int j) { return columns - j * WIDTH; };
+  Vec sums[V];
+#pragma GCC unroll 4
+  for (int j = 0; j < V; ++j) {
+    sums[j] = bias ? load_first(bias + j * WIDTH, columns_of(j)) : Vec{};
+    if (addend) sums[j] += load_first(addend + j * WIDTH, columns_of(j));
+  }
+  for (int i = 0; i < count; ++i) {
+    const float* w = weight + taps[i] * (V * WIDTH);
+#pragma GCC unroll 4
+    for (int j = 0; j < V - 1; ++j) sums[j] += load(inputs[i] + j * WIDTH) * load(w + j * WIDTH);
+    constexpr int last = (V - 1) * WIDTH;
+    sums[V - 1] += load_first(inputs[i] + last, columns - last) * load(w + last);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < V; ++j)
+    store_first(row + j * WIDTH, activate<activation>(sums[j]), columns_of(j));
+}
+
+template <Activation activation>
+void run_depthwise(const Convolution& conv, const int32_t* table, int taps, int first, int last) {
+  constexpr int SITES = 16;  // at a time: each panel's weights are read once for all of them
+  const float* inputs[SITES][MAX_TAPS];
+  uint8_t which[SITES][MAX_TAPS];
+  int counts[SITES];
+  for (int start = first; start < last; start += SITES) {
+    const int sites = at_most(last - start, SITES);
+    for (int s = 0; s < sites; ++s) {
+      const int32_t* rows = table + int64_t(start + s) * taps;
+      int count = 0;
+      for (int tap = 0; tap < taps; ++tap)
+        if (rows[tap] >= 0) {
+          inputs[s][count] = conv.features + rows[tap] * conv.feature_stride;
+          which[s][count++] = uint8_t(tap);
+        }
+      counts[s] = count;
+    }
+    for (int column = 0, panel = 0; column < conv.out_channels; column += PANEL, ++panel) {
+      const int columns = panel_columns(conv.out_channels, panel);
+      const float* weight = conv.weight + panel_offset(1, taps, panel);
+      const float* bias = conv.bias ? conv.bias + column : nullptr;
+      const auto run = [&](auto vectors) {
+        for (int s = 0; s < sites; ++s) {
+          const int64_t at = int64_t(start + s) * conv.out_channels + column;
+          depthwise_site<vectors.value, activation>(inputs[s], which[s], counts[s], weight, bias,
+                                                    conv.addend ? conv.addend + at : nullptr, columns,
+                                                    conv.out + at);
+        }
+      };
+      for (int s = 0; s < sites && column; ++s)
+        for (int i = 0; i < counts[s]; ++i) inputs[s][i] += PANEL;
+      with_vectors(round_up(columns) / WIDTH, run);
+    }
+  }
+}
+
+void depthwise(const Convolution& conv, const int32_t* table, int taps, int first, int last) {
+  with_activation(conv.activation, [&](auto constant) {
+    run_depthwise<constant.value>(conv, table, taps, first, last);
+  });
+}
+
+void depthwise_gradient(const float* features, int feature_stride, const float* grad,
+                        const int32_t* table, int taps, int channels, int first, int last,
+                        float* result) {
+  for (int r = first; r < last; ++r)
+    for (int tap = 0; tap < taps; ++tap) {
+      const int32_t row = table[int64_t(r) * taps + tap];
+      if (row < 0) continue;
+      const float* a = features + int64_t(row) * feature_stride;
+      const float* b = grad + int64_t(r) * channels;
+      float* to = result + int64_t(tap) * channels;
+      for (int c = 0; c < channels; c += WIDTH) {
+        const int left = channels - c;
+        store_first(to + c, load_first(to + c, left) + load_first(a + c, left) * load_first(b + c, left),
+                    left);
+      }
+    }
 }
 
 // result[M, V * WIDTH] += features[pairs, M]^T times grad[pairs, V * WIDTH].
@@ -416,6 +518,7 @@ void transform_output(const Convolution& conv, const int32_t* tiles, int num_til
   for (int c = 0; c < columns; c += WIDTH) {
     const int left = columns - c;
     const Vec bias = conv.bias ? load_first(conv.bias + column + c, left) : Vec{};
+    const float* addend = conv.addend ? conv.addend + column + c : nullptr;
     for (int t = 0; t < num_tiles; ++t) {
       const float* from = products + t * padded + c;
       Vec half[SIZE][N];
@@ -436,8 +539,10 @@ void transform_output(const Convolution& conv, const int32_t* tiles, int num_til
         for (int x = 0; x < SIZE; ++x) {
           const int32_t row = tiles[t * N * N + (i + 1) * N + x + 1];
           if (row < 0) continue;
-          float* to = conv.out + int64_t(row) * conv.out_channels + column + c;
-          store_first(to, activate<activation>(y[x] + bias), left);
+          const int64_t at = int64_t(row) * conv.out_channels;
+          Vec sum = y[x] + bias;
+          if (addend) sum += load_first(addend + at, left);
+          store_first(conv.out + at + column + c, activate<activation>(sum), left);
         }
       }
     }
@@ -728,7 +833,8 @@ void sample_backward(const Sampling& s, int head, const float* grad, const float
 #define KERNELS(name)                                                              \
   {name,           WIDTH,           PANEL,                                         \
    packed_size,    pack,            pointwise,                                     \
-   indirect,       gather_panel,    weight_gradient,                               \
+   indirect,       gather_panel,    depthwise,                                     \
+   depthwise_gradient, weight_gradient,                                            \
    winograd_weight, winograd_scratch, winograd,                                    \
    winograd_input, winograd_gradient, winograd_kernel_gradient,                    \
    sample,         sample_backward}

@@ -62,7 +62,7 @@ class Pool {
     in_use_ -= block.size;
     kept_ += block.size;
     free_.push_front(std::move(block));
-    while (kept_ > peak_) {
+    while (kept_ > 2 * peak_) {
       kept_ -= free_.back().size;
       dropped.splice(dropped.end(), free_, std::prev(free_.end()));
     }

@@ -50,11 +50,15 @@ struct Grid {
   const int64_t height, width;
 };
 
-at::Tensor neighbor_table(const at::Tensor& row_map, const at::Tensor& indices, int64_t stride) {
+// The row under each tap of a size x size window around (y, x) * stride: int32 [N, size^2].
+at::Tensor window_table(const at::Tensor& row_map, const at::Tensor& indices, int64_t size,
+                        int64_t stride) {
   check_row_map(row_map);
+  TORCH_CHECK(size > 0 && size % 2, "a window's size must be odd, got ", size);
   check_indices(indices);
   const int64_t count = indices.size(0);
-  at::Tensor table = at::empty({count, 9}, indices.options());
+  const int64_t taps = size * size, reach = size / 2;
+  at::Tensor table = at::empty({count, taps}, indices.options());
   const Grid grid(row_map);
   const int32_t* site = indices.const_data_ptr<int32_t>();
   int32_t* out = table.data_ptr<int32_t>();
@@ -63,8 +67,8 @@ at::Tensor neighbor_table(const at::Tensor& row_map, const at::Tensor& indices, 
       const int64_t batch = site[3 * n], y = site[3 * n + 1] * stride, x = site[3 * n + 2] * stride;
       TORCH_CHECK(batch >= 0 && batch < row_map.size(0), "site ", n, " is of image ", batch, " of ",
                   row_map.size(0));
-      for (int64_t tap = 0; tap < 9; ++tap)
-        out[9 * n + tap] = grid.at(batch, y + tap / 3 - 1, x + tap % 3 - 1);
+      for (int64_t i = -reach, tap = taps * n; i <= reach; ++i)
+        for (int64_t j = -reach; j <= reach; ++j) out[tap++] = grid.at(batch, y + i, x + j);
     }
   });
   return table;
@@ -248,17 +252,28 @@ PairLists pairs_of(const at::Tensor& table) {
   return {derive_from_table(table, Derivation::pairs, make), table.size(0), table.size(1)};
 }
 
+int64_t num_input_rows(const at::Tensor& table) {
+  check_table(table);
+  const auto make = [&] {
+    const int32_t* rows = table.const_data_ptr<int32_t>();
+    const at::Tensor largest = at::empty({1}, table.options());
+    *largest.data_ptr<int32_t>() = table.numel() ? *std::max_element(rows, rows + table.numel()) : -1;
+    return largest;
+  };
+  return 1 + *derive_from_table(table, Derivation::last_row, make).const_data_ptr<int32_t>();
+}
+
 TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
   m.def("sites_of_mask(Tensor mask) -> (Tensor, Tensor)");
   m.def("parent_rows(Tensor indices, Tensor coarser_row_map) -> Tensor");
-  m.def("neighbor_table(Tensor row_map, Tensor indices, int stride) -> Tensor");
+  m.def("window_table(Tensor row_map, Tensor indices, int size, int stride) -> Tensor");
   m.def("inverse_table(Tensor table, SymInt num_rows) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(sparse_dset, CPU, m) {
   m.impl("sites_of_mask", sites_of_mask);
   m.impl("parent_rows", parent_rows);
-  m.impl("neighbor_table", neighbor_table);
+  m.impl("window_table", window_table);
   m.impl("inverse_table", inverse_table);
 }
 

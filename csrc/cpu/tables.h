@@ -48,4 +48,7 @@ struct PairLists {
 // table: int32 [N_out, taps], the input row under each tap, -1 = none.
 PairLists pairs_of(const at::Tensor& table);
 
+// One more than the largest row that a table names, found once per table.
+int64_t num_input_rows(const at::Tensor& table);
+
 }  // namespace sparse_dset

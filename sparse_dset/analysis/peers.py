@@ -102,8 +102,10 @@ def export_dense(detector: Detector, images: Tensor, path: Path) -> None:
     try:
         for attention in layers:
             attention.lean = False  # grid sampling is what ONNX knows
+        network = _DenseNetwork(detector).eval()
+        network(images)  # so that tables of whole grids are constants
         torch.onnx.export(
-            _DenseNetwork(detector).eval(),
+            network,
             (images,),
             str(path),
             dynamo=False,

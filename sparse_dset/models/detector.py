@@ -245,8 +245,6 @@ class Detector(nn.Module):
 
     def _extract(self, images: Tensor, valid: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
         """Runs the backbone; what it returns is zero in the padding."""
-        # The faster layout for depthwise convolutions, and rows of a map need no transposition.
-        images = images.contiguous(memory_format=torch.channels_last)
         if not geometry.padded:
             return self.backbone(images)
         with padding_stays_zero(geometry.pixel_mask()):

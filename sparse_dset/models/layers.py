@@ -63,6 +63,11 @@ def concat(a: FeatureMap, b: FeatureMap) -> FeatureMap:
     return a.cat(b)  # type: ignore[arg-type]
 
 
+def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:
+    """Adds two maps of the same kind on the same sites."""
+    return a + b  # type: ignore[operator]
+
+
 def rows_of(x: FeatureMap) -> Tensor:
     """Returns a map's sites, of a dense one all of them, as rows ``[N, C]``."""
     if isinstance(x, SparseMap):
@@ -125,6 +130,13 @@ def _normalise_rows(rows: Tensor, norm: nn.Module) -> Tensor:
     return norm(rows[:, :, None, None]).flatten(1)
 
 
+def _values(x: FeatureMap) -> Tensor:
+    """Returns the tensor that a map is or holds, in the layout that it has."""
+    if isinstance(x, SparseMap):
+        return x.features
+    return x.tensor if isinstance(x, MaskedMap) else x
+
+
 def _nearest(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
@@ -158,34 +170,32 @@ class FusedConv(nn.Module):
         self.stride = stride
         self.activation = activation
 
-    def forward(self, x: FeatureMap, onto: FeatureMap | None = None) -> FeatureMap:
+    def forward(
+        self, x: FeatureMap, onto: FeatureMap | None = None, addend: FeatureMap | None = None
+    ) -> FeatureMap:
+        more = None if addend is None else _values(addend)
         if isinstance(x, SparseMap):
-            return self._on_rows(x, x.support if self.stride == 1 else _support_of(onto))
-        tensor = x.tensor if isinstance(x, MaskedMap) else x
-        out = dense_conv2d(tensor, self.weight, self.bias, self.stride, self.activation)
+            return self._on_rows(x, x.support if self.stride == 1 else _support_of(onto), more)
+        weights = self.weight, self.bias, self.stride, self.activation
+        out = dense_conv2d(_values(x), *weights, more)
         if isinstance(x, MaskedMap):
             target = x.support if self.stride == 1 else _support_of(onto)
             return MaskedMap.from_dense(out, target)
         return out
 
-    def _on_rows(self, x: SparseMap, target: Support) -> SparseMap:
-        if self.weight.shape[-1] == 1 and self.stride == 1:
-            out = pointwise_conv(x.features, self.weight.flatten(1), self.bias, self.activation)
+    def _on_rows(self, x: SparseMap, target: Support, addend: Tensor | None) -> SparseMap:
+        rows, weight, bias, activation = x.features, self.weight, self.bias, self.activation
+        if weight.shape[-1] == 1 and self.stride == 1:
+            out = pointwise_conv(rows, weight.flatten(1), bias, activation, addend)
         else:
             out = rows_conv2d(
-                x.features,
-                self.weight,
-                self.bias,
-                x.support,
-                self.stride,
-                target,
-                self.activation,
+                rows, weight, bias, x.support, self.stride, target, activation, addend
             )
         return SparseMap(out, target)
 
 
 class ConvNormLayer(Fusable):
-    """Convolution, batch normalisation, activation.
+    """Convolution, batch normalisation, perhaps the sum with another map, activation.
 
     In evaluation the normalisation is folded into the convolution's weights, which is exact.
 
@@ -218,12 +228,15 @@ class ConvNormLayer(Fusable):
     def fused(self) -> FusedConv:
         return FusedConv(*self.folded(), self.stride, self.activation)
 
-    def forward(self, x: FeatureMap, onto: FeatureMap | None = None) -> FeatureMap:
+    def forward(
+        self, x: FeatureMap, onto: FeatureMap | None = None, addend: FeatureMap | None = None
+    ) -> FeatureMap:
         if self.norm.training and isinstance(self.norm, _BatchNorm):
             x = conv2d(x, self.conv.weight, stride=self.stride, onto=onto)
             x = batch_norm(x, self.norm)
         else:
             x = conv2d(x, *self.folded(), stride=self.stride, onto=onto)
+        x = x if addend is None else add(x, addend)
         return pointwise(x, lambda y: activate(y, self.activation))
 
 

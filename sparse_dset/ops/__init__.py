@@ -6,6 +6,7 @@ from sparse_dset.ops.deform_attn import (
     project_and_sample,
     sparse_deform_attn,
 )
+from sparse_dset.ops.depthwise import depthwise_conv2d
 from sparse_dset.ops.inference import dense_conv2d, pointwise_conv, rows_conv2d
 from sparse_dset.ops.segment import segment_mean, segment_sum
 from sparse_dset.ops.sparse_conv import (
@@ -21,6 +22,7 @@ __all__ = [
     "backend_problems",
     "dense_conv2d",
     "dense_deform_attn",
+    "depthwise_conv2d",
     "pointwise_conv",
     "project_and_sample",
     "resolve_backend",

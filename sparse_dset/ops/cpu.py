@@ -98,6 +98,7 @@ def _sparse_conv2d_fake(
     algorithm: str,
     activation: str,
     transposed: bool = False,
+    addend: Tensor | None = None,
 ) -> Tensor:
     return features.new_empty(table.shape[0], weight.shape[1 if transposed else 0])
 
@@ -109,7 +110,7 @@ def _weight_gradient_fake(
 
 
 def _sparse_conv2d_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, weight, bias, table, row_map, ctx.algorithm, activation, transposed = inputs
+    features, weight, bias, table, row_map, ctx.algorithm, activation, transposed, addend = inputs
     if transposed:
         raise RuntimeError("the gradient of a convolution's gradient is not implemented")
     if activation != "none":
@@ -117,6 +118,8 @@ def _sparse_conv2d_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
             f"a fused {activation} has no gradient: apply it after the convolution, or do not ask "
             "for gradients"
         )
+    if addend is not None:
+        raise RuntimeError("a fused addend has no gradient: add it after the convolution")
     ctx.save_for_backward(features, weight, table, row_map)
     ctx.has_bias = bias is not None
 
@@ -140,7 +143,34 @@ def _sparse_conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
         grad_weight = grad_weight.view_as(weight)
     if ctx.has_bias and ctx.needs_input_grad[2]:
         grad_bias = grad.sum(0)
-    return grad_features, grad_weight, grad_bias, None, None, None, None, None
+    return grad_features, grad_weight, grad_bias, None, None, None, None, None, None
+
+
+def _depthwise_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, weight, bias, table, activation = inputs
+    if activation != "none":
+        raise RuntimeError(
+            f"a fused {activation} has no gradient: apply it after the convolution, or do not ask "
+            "for gradients"
+        )
+    ctx.save_for_backward(features, weight, table)
+    ctx.has_bias = bias is not None
+
+
+def _depthwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    ops = torch.ops.sparse_dset
+    features, weight, table = ctx.saved_tensors
+    grad = grad.contiguous()
+    grad_features = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        table_in = ops.inverse_table(table, features.shape[0])
+        grad_features = ops.depthwise_conv2d_cpu(grad, weight, None, table_in, "none")
+    if ctx.needs_input_grad[1]:
+        grad_weight = ops.depthwise_conv2d_cpu_weight_gradient(features, grad, table)
+        grad_weight = grad_weight.view_as(weight)
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        grad_bias = grad.sum(0)
+    return grad_features, grad_weight, grad_bias, None, None
 
 
 def _deform_attn_fake(
@@ -195,6 +225,14 @@ def _register() -> None:
         ("inverse_table", lambda table, num_rows: table.new_empty(num_rows, table.shape[1])),
         ("sparse_conv2d_cpu", _sparse_conv2d_fake),
         ("sparse_conv2d_cpu_weight_gradient", _weight_gradient_fake),
+        (
+            "depthwise_conv2d_cpu",
+            lambda x, weight, bias, table, _: x.new_empty(len(table), x.shape[1]),
+        ),
+        (
+            "depthwise_conv2d_cpu_weight_gradient",
+            lambda x, grad, table: x.new_empty(x.shape[1], table.shape[1]),
+        ),
         ("pointwise_conv_cpu", lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0])),
         ("dense_conv2d_cpu", _dense_conv2d_fake),
         ("deform_attn_cpu", _deform_attn_fake),
@@ -205,12 +243,20 @@ def _register() -> None:
         "sparse_dset::sparse_conv2d_cpu", _sparse_conv2d_backward, setup_context=_sparse_conv2d_save
     )
     library.register_autograd(
+        "sparse_dset::depthwise_conv2d_cpu", _depthwise_backward, setup_context=_depthwise_save
+    )
+    library.register_autograd(
         "sparse_dset::deform_attn_cpu", _deform_attn_backward, setup_context=_deform_attn_save
     )
 
 
 def _dense_conv2d_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: str, activation: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    algorithm: str,
+    activation: str,
+    addend: Tensor | None = None,
 ) -> Tensor:
     batch, _, height, width = x.shape
     out = x.new_empty(batch, weight.shape[0], height, width)

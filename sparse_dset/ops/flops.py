@@ -13,14 +13,20 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparse_dset import native
-from sparse_dset.ops import cpu, reference, spconv_backend  # noqa: F401  they register the operators
+from sparse_dset.ops import (  # noqa: F401  they register the operators
+    cpu,
+    depthwise,
+    reference,
+    spconv_backend,
+)
 
 
 def conv_flops(table: Tensor, in_channels: int, out_channels: int) -> int:
     """Counts a sparse convolution: 2 FLOPs per existing pair, input and output channel; no bias.
 
     Args:
-        table: integers ``[N_out, 9]``, -1 = no pair.
+        table: integers ``[N_out, taps]``, -1 = no pair.
+        in_channels: that each output channel reads.
     """
     return 2 * int((table >= 0).sum()) * in_channels * out_channels
 
@@ -46,6 +52,13 @@ def _sparse_conv2d_flops(
     return conv_flops(table, weight.shape[1], weight.shape[0])
 
 
+@register_flop_formula(torch.ops.sparse_dset.depthwise_conv2d, get_raw=True)
+def _depthwise_conv2d_flops(
+    features: Tensor, weight: Tensor, table: Tensor, *_: Any, **__: Any
+) -> int:
+    return conv_flops(table, 1, weight.shape[0])
+
+
 def _register_cpu() -> None:
     """Counts what the C++ operators stand for, whatever algorithm saves some of it."""
     ops = torch.ops.sparse_dset
@@ -61,6 +74,14 @@ def _register_cpu() -> None:
     @register_flop_formula(ops.dense_conv2d_cpu, get_raw=True)
     def _(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
         return 2 * x.shape[0] * x.shape[2] * x.shape[3] * weight.numel()
+
+    @register_flop_formula(ops.depthwise_conv2d_cpu, get_raw=True)
+    def _(features: Tensor, weight: Tensor, bias: Any, table: Tensor, *_: Any, **__: Any) -> int:
+        return conv_flops(table, 1, weight.shape[0])
+
+    @register_flop_formula(ops.depthwise_conv2d_cpu_weight_gradient, get_raw=True)
+    def _(features: Tensor, grad: Tensor, table: Tensor, *_: Any, **__: Any) -> int:
+        return conv_flops(table, 1, features.shape[1])
 
     @register_flop_formula(ops.pointwise_conv_cpu, get_raw=True)
     def _(features: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from sparse_dset import native
 from sparse_dset.ops.activations import activate
 from sparse_dset.ops.sparse_conv import chosen, sparse_conv2d
-from sparse_dset.structures.support import Support
+from sparse_dset.structures.support import Support, full_windows
 
 _OPS = torch.ops.sparse_dset
 
@@ -19,31 +19,42 @@ SMALLEST_WINOGRAD = 32
 
 
 def dense_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, activation: str = "none"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int = 1,
+    activation: str = "none",
+    addend: Tensor | None = None,
 ) -> Tensor:
-    """Convolves a map with "same" padding and applies an activation.
+    """Convolves a map with "same" padding, adds another map and applies an activation.
 
     On a CPU, 3x3 convolutions of stride 1 are Winograd convolutions and 1x1 ones matrix products,
-    both with the activation inside; the others are PyTorch's.
+    and these and depthwise ones have all the rest inside; the others are PyTorch's.
 
     Args:
         x: ``[B, C_in, H, W]``, best in channels-last memory.
-        weight: ``[C_out, C_in, k, k]`` with odd k.
+        weight: ``[C_out, C_in / groups, k, k]`` with odd k.
+        addend: of the output's shape.
     """
     if has_torch_function_unary(x):
         return handle_torch_function(
-            dense_conv2d, (x,), x, weight, bias, stride=stride, activation=activation
+            dense_conv2d, (x,), x, weight, bias, stride=stride, activation=activation, addend=addend
         )
-    size = weight.shape[-1]
-    if stride == 1 and size in (1, 3) and _runs_kernels(x):
-        if size == 1:
-            rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-            out = pointwise_conv(rows, weight.flatten(1), bias, activation)
-            return out.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
-        if min(weight.shape[:2]) >= SMALLEST_WINOGRAD:
-            return _OPS.dense_conv2d_cpu.default(x, weight, bias, "auto", activation)
-    out = F.conv2d(x, weight, bias, stride, size // 2)
-    return activate(out, activation, inplace=True)
+    size, groups = weight.shape[-1], x.shape[1] // weight.shape[1]
+    if _runs_kernels(x):
+        if groups == 1 and size == 1 and stride == 1:
+            more = None if addend is None else _rows(addend)
+            out = pointwise_conv(_rows(x), weight.flatten(1), bias, activation, more)
+            return _map(out, x.shape[0], x.shape[2], x.shape[3])
+        if groups == 1 and size == 3 and stride == 1 and min(weight.shape[:2]) >= SMALLEST_WINOGRAD:
+            return _OPS.dense_conv2d_cpu.default(x, weight, bias, "auto", activation, addend)
+        if groups == x.shape[1] == weight.shape[0] and size <= 7 and addend is None:
+            batch, _, height, width = x.shape
+            table = full_windows(batch, height, width, size, stride, x.device)
+            out = _OPS.depthwise_conv2d_cpu.default(_rows(x), weight, bias, table, activation)
+            return _map(out, batch, -(-height // stride), -(-width // stride))
+    out = F.conv2d(x, weight, bias, stride, size // 2, groups=groups)
+    return activate(out if addend is None else out.add_(addend), activation, inplace=True)
 
 
 def rows_conv2d(
@@ -54,19 +65,23 @@ def rows_conv2d(
     stride: int,
     target: Support,
     activation: str,
+    addend: Tensor | None = None,
 ) -> Tensor:
-    """Does what ``sparse_conv2d`` does, without its checks where the C++ kernels run.
+    """Does what ``sparse_conv2d`` does, and adds other rows before the activation.
 
-    The kernels stream weights through the caches, so that every line of Python between them is
-    read from memory again.
+    There are no checks where the C++ kernels run. They stream weights through the caches, so that
+    every line of Python between them is read from memory again.
     """
     if not _runs_kernels(rows):
-        return sparse_conv2d(rows, weight, bias, support, stride, target, activation=activation)
+        out = sparse_conv2d(rows, weight, bias, support, stride, target)
+        return activate(out if addend is None else out.add_(addend), activation, inplace=True)
     if stride == 1:
         table, row_map, algorithm = support.neighbors(), support.row_map(), chosen()[1]
     else:
         table, row_map, algorithm = target.strided_neighbors(support), None, "indirect"
-    return _OPS.sparse_conv2d_cpu.default(rows, weight, bias, table, row_map, algorithm, activation)
+    return _OPS.sparse_conv2d_cpu.default(
+        rows, weight, bias, table, row_map, algorithm, activation, False, addend
+    )
 
 
 def pointwise_conv(
@@ -91,6 +106,14 @@ def pointwise_conv(
     if addend is not None:
         out += addend if addend_rows is None else addend.index_select(0, addend_rows)
     return activate(out, activation, inplace=True)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _map(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
+    return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _runs_kernels(x: Tensor) -> bool:

@@ -132,7 +132,7 @@ def sparse_conv2d(
         ImportError: a backend whose package is missing.
     """
     check_activation(activation)
-    target = _target(support, stride, out_support)
+    target = target_of(support, stride, out_support)
     _check_tensors(features, weight, bias, support)
     dtype = _compute_dtype(features, weight)
     backend = resolve_backend(backend, features.device, dtype)
@@ -145,7 +145,7 @@ def sparse_conv2d(
         bias = bias.to(dtype)
     if backend == "cpu":
         # A fused activation hides what its gradient needs.
-        fused = "none" if _needs_gradient(features, weight, bias) else activation
+        fused = "none" if needs_gradient(features, weight, bias) else activation
         out = cpu.sparse_conv2d_cpu(
             features, weight, bias, support, stride, target, algorithm, fused
         )
@@ -158,7 +158,8 @@ def sparse_conv2d(
     return activate(out if bias is None else out + bias, activation)
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Tells whether autograd will ask for the gradient of any of these."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -173,7 +174,12 @@ def _check_algorithm(algorithm: str, backend: str, stride: int) -> None:
         raise ValueError(f"algorithm {algorithm!r} needs stride 1: choose auto or indirect")
 
 
-def _target(support: Support, stride: int, out_support: Support | None) -> Support:
+def target_of(support: Support, stride: int, out_support: Support | None) -> Support:
+    """Returns where a convolution's output lies.
+
+    Raises:
+        ValueError: the stride is not 1 or 2, or the output's support does not go with it.
+    """
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
     if stride == 2:

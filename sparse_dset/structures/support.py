@@ -121,26 +121,27 @@ class Support:
         """Returns each site's position in the flattened grid: int64 ``[N]`` (cached)."""
         return self._once("flat_index", self._make_flat_index)
 
-    def neighbors(self) -> Tensor:
-        """Returns the rows of the 3x3 window around each site.
+    def neighbors(self, size: int = 3) -> Tensor:
+        """Returns the rows of the window of ``size`` x ``size`` cells around each site.
 
         Returns:
-            int32 ``[N, 9]``, taps in row-major order, -1 where there is no site (cached).
+            int32 ``[N, size * size]``, taps in row-major order, -1 where there is no site (cached).
         """
-        return self._once("neighbors", self._make_neighbors)
+        return self._once(f"neighbors{size}", lambda: self._windows(self, size, stride=1))
 
-    def strided_neighbors(self, finer: Support) -> Tensor:
-        """Returns the rows, in ``finer``, of the 3x3 window with stride 2 and padding 1.
+    def strided_neighbors(self, finer: Support, size: int = 3) -> Tensor:
+        """Returns the rows, in ``finer``, of the window with stride 2 and "same" padding.
 
         Args:
             finer: the support of the level with twice the resolution; output site (y, x) reads
                 the window whose centre is (2y, 2x).
+            size: cells of a side of the window, odd.
 
         Returns:
-            int32 ``[N, 9]``, taps in row-major order, -1 where there is no site.
+            int32 ``[N, size * size]``, taps in row-major order, -1 where there is no site.
         """
         _check_halved(finer, self)
-        return self._windows(finer, stride=2)
+        return self._windows(finer, size, stride=2)
 
     def parents(self, coarser: Support) -> Tensor:
         """Returns each site's parent row (b, y // 2, x // 2) in the coarser level: int64 ``[N]``.
@@ -169,13 +170,14 @@ class Support:
             self._tables[name] = make()
         return self._tables[name]
 
-    def _windows(self, source: Support, stride: int) -> Tensor:
+    def _windows(self, source: Support, size: int, stride: int) -> Tensor:
         if native.usable(self.device):
-            return torch.ops.sparse_dset.neighbor_table(
-                source.row_map(), self.indices.contiguous(), stride
+            return torch.ops.sparse_dset.window_table(
+                source.row_map(), self.indices.contiguous(), size, stride
             )
-        padded = F.pad(source.row_map(), (1, 1, 1, 1), value=-1)
-        offsets = torch.arange(3, device=self.device)
+        reach = size // 2
+        padded = F.pad(source.row_map(), (reach, reach, reach, reach), value=-1)
+        offsets = torch.arange(size, device=self.device)
         batch, y, x = self.indices.long().unbind(1)
         rows = (y * stride)[:, None, None] + offsets[:, None]
         columns = (x * stride)[:, None, None] + offsets[None, :]
@@ -197,9 +199,6 @@ class Support:
         batch, y, x = self.indices.long().unbind(1)
         return (batch * self.height + y) * self.width + x
 
-    def _make_neighbors(self) -> Tensor:
-        return self._windows(self, stride=1)
-
     def _make_counts(self) -> Tensor:
         return torch.bincount(self.indices[:, 0].long(), minlength=self.batch_size)
 
@@ -217,6 +216,23 @@ def _full(batch_size: int, height: int, width: int, device: torch.device) -> Sup
         for table in (support.mask, support.flat_index, support.neighbors, support.counts):
             table()
     return support
+
+
+@functools.lru_cache(maxsize=64)
+def full_windows(
+    batch_size: int, height: int, width: int, size: int, stride: int, device: torch.device
+) -> Tensor:
+    """Returns the windows of a convolution with "same" padding of a map whose cells are all kept.
+
+    Returns:
+        int32 ``[B * ceil(H / stride) * ceil(W / stride), size * size]`` rows, -1 outside the map.
+    """
+    with torch.inference_mode(False):  # it outlives the forward pass
+        source = Support.full(batch_size, height, width, device)
+        if stride == 1:
+            return source.neighbors(size)
+        target = Support.full(batch_size, (height + 1) // 2, (width + 1) // 2, device)
+        return target.strided_neighbors(source, size)
 
 
 def _check_halved(finer: Support, coarser: Support) -> None:
@@ -254,11 +270,15 @@ def _sites_of_mask_fake(mask: Tensor) -> tuple[Tensor, Tensor]:
     return row_map.new_empty(count, 3), row_map
 
 
+def _window_table_fake(row_map: Tensor, indices: Tensor, size: int, stride: int) -> Tensor:
+    return row_map.new_empty(len(indices), size * size)
+
+
 def _register_fakes() -> None:
     for name, fake in (
         ("sites_of_mask", _sites_of_mask_fake),
         ("parent_rows", lambda indices, _: indices.new_empty(len(indices), dtype=torch.int64)),
-        ("neighbor_table", lambda row_map, indices, stride: row_map.new_empty(len(indices), 9)),
+        ("window_table", _window_table_fake),
     ):
         torch.library.register_fake(f"sparse_dset::{name}", fake)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_dset import native
 from sparse_dset.ops import (
     dense_conv2d,
+    depthwise_conv2d,
     pointwise_conv,
     project_and_sample,
     sparse_conv2d,
@@ -203,7 +205,13 @@ def _operator_calls():
         yield "sparse_conv2d_cpu_weight_gradient", (rows, rows, *tables, algorithm)
     yield "dense_conv2d_cpu", (torch.randn(2, 6, 8, 9), weight.detach(), None, "auto", "relu")
     yield "pointwise_conv_cpu", (features.detach(), torch.randn(4, 6), None, None, None, "silu")
-    yield "neighbor_table", (support.row_map(), support.indices, 1)
+    kernels = torch.randn(6, 1, 3, 3, requires_grad=True)
+    channel_bias = torch.randn(6, requires_grad=True)
+    yield "depthwise_conv2d_cpu", (features, kernels, channel_bias, tables[0], "none")
+    yield "depthwise_conv2d_cpu_weight_gradient", (rows, rows, tables[0])
+    yield "sites_of_mask", (support.mask(),)
+    yield "parent_rows", (support.indices, Support.full(2, 4, 5).row_map())
+    yield "window_table", (support.row_map(), support.indices, 5, 1)
     yield "inverse_table", (tables[0], support.num_sites)
     yield "deform_attn_cpu", (features, *sampling, False)
 
@@ -241,3 +249,74 @@ def test_wrong_operands_are_named():
         sparse_conv2d(features, weight, None, support, 2, Support.full(1, 2, 2), "winograd4", "cpu")
     with pytest.raises(ValueError, match="computes float32 and half types"):
         sparse_conv2d(features.double(), weight.double(), None, support, backend="cpu")
+
+
+@pytest.mark.parametrize("channels", [1, 5, 40, 70, 144])
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.4, 1.0])
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+def test_depthwise_convolution(size, keep, channels):
+    support = Support.from_mask(torch.rand(2, 9, 14) < keep)
+    target = Support.from_mask(torch.rand(2, 5, 7) < 0.6)
+    inputs = [
+        torch.randn(support.num_sites, channels),
+        torch.randn(channels, 1, size, size),
+        torch.randn(channels),
+    ]
+    for strided in ((1, None), (2, target)):
+        _compare(
+            lambda f, w, b, backend, strided=strided: depthwise_conv2d(
+                f, w, b, support, *strided, backend=backend
+            ),
+            inputs,
+        )
+
+
+def test_depthwise_convolution_of_columns_and_stale_weights():
+    support = Support.from_mask(torch.rand(2, 9, 14) < 0.5)
+    features, weight = torch.randn(support.num_sites, 48)[:, 8:40], torch.randn(32, 1, 3, 3)
+    for _ in range(2):
+        options = {"activation": "relu6"}
+        ours = depthwise_conv2d(features, weight, None, support, backend="cpu", **options)
+        theirs = depthwise_conv2d(features, weight, None, support, backend="reference", **options)
+        torch.testing.assert_close(ours, theirs)
+        weight.mul_(2)
+
+
+@pytest.mark.parametrize("kernel", [(24, 32, 1), (40, 48, 3), (3, 16, 3), (32, 1, 3), (32, 1, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dense_convolution_with_addend(layout, stride, kernel):
+    out_channels, in_channels, size = kernel
+    groups = out_channels if in_channels == 1 else 1
+    x = torch.randn(2, in_channels * groups, 9, 12).contiguous(memory_format=layout)
+    weight, bias = torch.randn(*kernel, size), torch.randn(out_channels)
+    expected = F.conv2d(x, weight, bias, stride, size // 2, groups=groups)
+    addend = torch.randn_like(expected)
+    for more in (None, addend):
+        ours = dense_conv2d(x, weight, bias, stride, "relu", more)
+        theirs = (expected if more is None else expected + more).relu()
+        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", ["indirect", "winograd2", "winograd4"])
+def test_addend_of_rows(algorithm):
+    support = Support.from_mask(torch.rand(2, 9, 14) < 0.4)
+    features, weight = torch.randn(support.num_sites, 16), torch.randn(70, 16, 3, 3)
+    addend = torch.randn(support.num_sites, 70)
+    tables = support.neighbors(), support.row_map()
+    ours = torch.ops.sparse_dset.sparse_conv2d_cpu(
+        features, weight, None, *tables, algorithm, "relu", False, addend
+    )
+    theirs = sparse_conv2d(features, weight, None, support, backend="reference") + addend
+    torch.testing.assert_close(ours, theirs.relu(), atol=1e-3, rtol=1e-4)
+
+
+def test_results_outlive_what_their_memory_is_given_to_next():
+    x, weight = torch.randn(4096, 64), torch.randn(128, 64)
+    kept = [pointwise_conv(x, weight * i, None) for i in range(6)]
+    for i, result in enumerate(kept):
+        torch.testing.assert_close(result, kept[1] * i, atol=1e-3, rtol=1e-4)
+    assert len({result.data_ptr() for result in kept}) == 6
+    del result
+    address = kept.pop().data_ptr()
+    assert pointwise_conv(x, weight, None).data_ptr() == address

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Lays images out in the format in which the rows of a map need no transposition."""
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 class Backbone(nn.Module):

@@ -11,14 +11,14 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_dset.models.backbone.base import Backbone
+from sparse_dset.models.backbone.base import Backbone, channels_last
 from sparse_dset.models.layers import ConvNormLayer
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 class _Residual(nn.Module):
-    """What basic and bottleneck blocks share: a main path, a shortcut, and ReLU over their sum."""
+    """What basic and bottleneck blocks share: a shortcut, added before the last ReLU."""
 
     expansion: int
 
@@ -31,12 +31,6 @@ class _Residual(nn.Module):
             _shortcut(in_channels, out_channels, stride, frozen) if first else nn.Identity()
         )
 
-    def main_path(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.main_path(x) + self.short(x))
-
 
 class BasicBlock(_Residual):
     """Two 3x3 convolutions."""
@@ -48,10 +42,10 @@ class BasicBlock(_Residual):
     ) -> None:
         super().__init__(in_channels, channels, stride, first, frozen)
         self.branch2a = ConvNormLayer(in_channels, channels, 3, stride, "relu", frozen)
-        self.branch2b = ConvNormLayer(channels, channels, 3, frozen_norm=frozen)
+        self.branch2b = ConvNormLayer(channels, channels, 3, 1, "relu", frozen)
 
-    def main_path(self, x: Tensor) -> Tensor:
-        return self.branch2b(self.branch2a(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch2b(self.branch2a(x), addend=self.short(x))
 
 
 class BottleneckBlock(_Residual):
@@ -65,10 +59,10 @@ class BottleneckBlock(_Residual):
         super().__init__(in_channels, channels, stride, first, frozen)
         self.branch2a = ConvNormLayer(in_channels, channels, 1, 1, "relu", frozen)
         self.branch2b = ConvNormLayer(channels, channels, 3, stride, "relu", frozen)
-        self.branch2c = ConvNormLayer(channels, channels * 4, 1, frozen_norm=frozen)
+        self.branch2c = ConvNormLayer(channels, channels * 4, 1, 1, "relu", frozen)
 
-    def main_path(self, x: Tensor) -> Tensor:
-        return self.branch2c(self.branch2b(self.branch2a(x)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch2c(self.branch2b(self.branch2a(x)), addend=self.short(x))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, frozen: bool) -> nn.Module:
@@ -139,7 +133,7 @@ class ResNetVd(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns the stages at strides 8, 16 and 32 of images ``[B, 3, H, W]`` in [0, 1]."""
-        x = F.max_pool2d(self.conv1(images), 3, stride=2, padding=1)
+        x = F.max_pool2d(self.conv1(channels_last(images)), 3, stride=2, padding=1)
         stages = []
         for stage in self.res_layers:
             x = stage(x)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_dset.models.backbone.base import Backbone
+from sparse_dset.models.backbone.base import Backbone, channels_last
 from sparse_dset.models.geometry import STRIDES
 from sparse_dset.models.layers import Fusable, fold_norm
 from sparse_dset.ops import dense_conv2d
@@ -80,7 +80,7 @@ class TimmBackbone(Backbone, Fusable):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns the stages at strides 8, 16 and 32 of images ``[B, 3, H, W]`` in [0, 1]."""
-        return self.model((images - self.mean) / self.std)
+        return self.model(channels_last((images - self.mean) / self.std))
 
 
 class _FusedConv2d(nn.Module):
@@ -110,7 +110,7 @@ class _FusedConv2d(nn.Module):
             height == width
             and self.padding == (height // 2, width // 2)
             and self.stride[0] == self.stride[1]
-            and self.groups == 1
+            and self.groups in (1, self.weight.shape[0])
             and self.dilation == (1, 1)
         )
 

@@ -16,6 +16,7 @@ from sparse_dset.models.layers import (
     FeatureMap,
     Fusable,
     FusedConv,
+    add,
     concat,
     conv2d,
     map_of,
@@ -25,11 +26,6 @@ from sparse_dset.models.layers import (
     upsample_onto,
 )
 from sparse_dset.ops import pointwise_conv
-
-
-def add(a: FeatureMap, b: FeatureMap) -> FeatureMap:
-    """Adds two maps of the same kind on the same sites."""
-    return a + b  # type: ignore[operator]
 
 
 class RepVggBlock(Fusable):
