@@ -9,7 +9,9 @@ from importlib import metadata
 
 import torch
 
+from sparse_dset import native
 from sparse_dset.ops import backend_problems, resolve_backend, sparse_conv2d
+from sparse_dset.ops.costs import COMMAND, load_costs
 from sparse_dset.structures import Support
 
 _PACKAGES = (
@@ -50,12 +52,24 @@ def backend_status(name: str, reason: str, device: str) -> str:
     return f"yes, largest error against a dense convolution {error:.1e}"
 
 
+def kernel_status() -> str:
+    """Returns which instructions the C++ kernels use, and whose prices choose an algorithm."""
+    reason = native.unavailable_reason()
+    if reason:
+        return f"none: {reason}"
+    capability = torch.ops.sparse_dset.cpu_capability()
+    if load_costs():
+        return f"{capability}, algorithms chosen by prices measured here"
+    return f"{capability}, algorithms chosen by prices measured elsewhere: {COMMAND} measures them"
+
+
 def main() -> int:
     """Prints the report; returns 1 when a backend gives wrong results."""
     print(f"Python     {platform.python_version()} on {platform.machine()}")
     print(
         f"CPU        {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
+    print(f"Kernels    {kernel_status()}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
     print(f"GPU        {gpu}\n")
     print("Packages")

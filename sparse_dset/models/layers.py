@@ -90,8 +90,8 @@ def parent_rows(x: FeatureMap, coarser: FeatureMap) -> Tensor:
     if isinstance(x, SparseMap) and isinstance(coarser, SparseMap):
         return x.support.parents(coarser.support)
     tensors = [m.tensor if isinstance(m, MaskedMap) else m for m in (x, coarser)]
-    batch, _, *size = tensors[0].shape  # type: ignore[union-attr]
-    return _full_parents(batch, *size, *tensors[1].shape[2:], tensors[0].device)  # type: ignore[union-attr]
+    (batch, _, *size), (*_, rows, columns) = (map(int, t.shape) for t in tensors)  # type: ignore[union-attr]
+    return _full_parents(batch, *size, rows, columns, tensors[0].device)  # type: ignore[union-attr]
 
 
 @functools.lru_cache(maxsize=64)

@@ -22,6 +22,8 @@ from torch import Tensor
 from sparse_dset import native
 from sparse_dset.structures.support import Support
 
+COMMAND = "python -m sparse_dset.ops.costs"
+
 NAMES = ("indirect", "winograd2", "winograd4", "transform2", "transform4", "weight")
 """Prices: a multiply-add of each algorithm, a channel of a transformed tile, a packed weight."""
 

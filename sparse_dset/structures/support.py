@@ -82,7 +82,8 @@ class Support:
         cls, batch_size: int, height: int, width: int, device: torch.device | str = "cpu"
     ) -> Support:
         """Returns the support that keeps every site, with its tables, made once and shared."""
-        return _full(batch_size, height, width, torch.device(device))
+        # A tracer's sizes are tensors, under which nothing is found again.
+        return _full(int(batch_size), int(height), int(width), torch.device(device))
 
     @property
     def num_sites(self) -> int:

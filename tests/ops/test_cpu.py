@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -320,3 +324,30 @@ def test_results_outlive_what_their_memory_is_given_to_next():
     del result
     address = kept.pop().data_ptr()
     assert pointwise_conv(x, weight, None).data_ptr() == address
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["avx2", "portable"])
+def test_other_processors(capability):
+    """Runs the other tests of this file with the kernels of older processors."""
+    chosen = {"SPARSE_DSET_CPU_CAPABILITY": capability}
+    command = [
+        sys.executable,
+        "-c",
+        "from sparse_dset.doctor import kernel_status; print(kernel_status())",
+    ]
+    shown = subprocess.run(command, env=os.environ | chosen, capture_output=True, text=True)
+    assert shown.stdout.startswith(capability), shown.stderr
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        __file__,
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(tests, env=os.environ | chosen, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]

