@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name:
         make = {
             "neck": kernel_cases.neck_cases,
             "decoder": kernel_cases.decoder_cases,
-            "peers": kernel_cases.peer_cases,
+            "peers": partial(kernel_cases.peer_cases, compiled=config.compile),
         }[config.target]
         cases = make(model.eval(), name, config.keep_ratios)
     rows = []

@@ -99,6 +99,7 @@ class BenchmarkConfig:
         target: "model" measures executions of the whole detector, "peers" the same network in other
             libraries, "ops", "neck" and "decoder" parts of it (these four on a CPU, and with
             ``keep_ratios`` only).
+        compile: measure the compiled Hugging Face network among the peers too.
     """
 
     executions: tuple[str, ...]
@@ -111,6 +112,7 @@ class BenchmarkConfig:
     evaluate: bool = True
     fuse: bool = True
     target: str = "model"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "executions", tuple(self.executions))

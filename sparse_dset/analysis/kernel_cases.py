@@ -144,7 +144,9 @@ def decoder_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> I
         yield Comparison(case, make_inputs, arms, prime=PRIME)
 
 
-def peer_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
+def peer_cases(
+    model: Detector, name: str, keep_ratios: Sequence[float], compiled: bool = False
+) -> Iterator[Comparison]:
     """The whole detector against the same network in other libraries, weights alike for ResNets."""
     from sparse_dset.analysis import hugging_face
 
@@ -173,6 +175,9 @@ def peer_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iter
         "Hugging Face eager": lambda x: best(peer(pixel_values=x).logits),
         "our dense": ours("dense", 1.0),
     }
+    if compiled:
+        fast = torch.compile(peer)
+        arms["Hugging Face compiled"] = lambda x: best(fast(pixel_values=x).logits)
     arms |= {f"sparse {keep:g}": ours("sparse", keep) for keep in keep_ratios}
     if installed("onnx"):
         path = Path(tempfile.mkdtemp(), "dense.onnx")
