@@ -19,7 +19,7 @@ from sparse_dset.models.fuse import fuse
 from sparse_dset.models.geometry import Geometry, pad_batch
 from sparse_dset.models.layers import FeatureMap
 from sparse_dset.models.predict import Detections, Picture, predict
-from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
+from sparse_dset.models.pruner import Decision, Pruner, TokenSelector, children
 from sparse_dset.models.rtdetr_names import place_rtdetr
 from sparse_dset.ops import resolve_backend, use_backend
 from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested
@@ -61,8 +61,9 @@ class Detector(nn.Module):
 
     Args:
         num_classes: K.
-        backbone: maps images to three levels and has ``out_channels``.
-        pruner, encoder: called with the backbone's channels.
+        backbone: maps images to four levels, in one part or in two.
+        pruner: called with the backbone's channels.
+        encoder: called with those of the last three levels.
         decoder: called with K.
         losses: called with K.
         execution: the default, one of ``EXECUTIONS``.
@@ -98,7 +99,7 @@ class Detector(nn.Module):
         with use_backend(backend, algorithm):  # an unknown or missing one is an error now
             self.backend, self.algorithm = backend, algorithm
         self.backbone = backbone
-        self.pruner = pruner(backbone.out_channels)
+        self.pruner = pruner(backbone.channels)
         self.encoder = encoder(backbone.out_channels)
         self.decoder = decoder(num_classes)
         self.losses = losses(num_classes)
@@ -157,19 +158,24 @@ class Detector(nn.Module):
             None if targets is None else pad_targets(targets, self.num_classes, images.device)
         )
 
-        features = self._extract(images, valid, geometry)
-        decision = None
         if execution == "auto" and kept is None and selector.keeps_all:
             execution = "dense"  # nobody has to be asked
+        early = self._extract(images, range(self.pruner.num_early), geometry)
+        decision = None
         if padded_targets is not None or (execution != "dense" and kept is None):
-            decision = self.pruner(features, valid, selector)
+            decision = self.pruner(early, valid, selector)
         kept_masks = self._kept(execution, decision, kept, valid)
         if execution == "auto":
             execution = _faster_execution(kept_masks, valid)
+        scores = None
         if decision is not None and kept is None and execution != "dense":
-            features = [self.pruner.gated(f, decision.token_scores) for f in features]
-
-        maps = self._place(features, kept_masks, valid, execution, geometry)
+            scores = decision.token_scores
+        if self.pruner.is_early and execution in ("sparse", "masked"):
+            maps = self._go_on_sparsely(early[-1], scores, kept_masks, execution, geometry)
+        else:
+            late = self._extract(early[-1], range(self.pruner.num_early, 4), geometry)
+            features = [self._gated(f, scores) for f in (early + late)[1:]]
+            maps = self._place(features, kept_masks, valid, execution, geometry)
         maps, router_stats = self.encoder.encode(maps, geometry)
         if execution == "dense_scatter":
             maps = _scatter(maps, valid, geometry)
@@ -243,13 +249,38 @@ class Detector(nn.Module):
             selector = selector.with_keep_ratio(keep_ratio)
         return selector.relaxed(progress)
 
-    def _extract(self, images: Tensor, valid: Sequence[Tensor], geometry: Geometry) -> list[Tensor]:
-        """Runs the backbone; what it returns is zero in the padding."""
+    def _extract(self, x: Tensor, levels: range, geometry: Geometry) -> list[Tensor]:
+        """Runs a part of the backbone on tensors; what it returns is zero in the padding."""
+        if not levels:
+            return []
         if not geometry.padded:
-            return self.backbone(images)
+            return self.backbone(x, levels)
         with padding_stays_zero(geometry.pixel_mask()):
-            features = self.backbone(images)
-        return [f * mask.unsqueeze(1) for f, mask in zip(features, valid, strict=True)]
+            features = self.backbone(x, levels)
+        return [
+            f * geometry.valid_mask(4 << level).unsqueeze(1)
+            for f, level in zip(features, levels, strict=True)
+        ]
+
+    def _go_on_sparsely(
+        self,
+        feature: Tensor,
+        scores: Tensor | None,
+        kept: Sequence[Tensor],
+        execution: str,
+        geometry: Geometry,
+    ) -> list[FeatureMap]:
+        """Runs the backbone's stages after an early decision on the kept sites of its last map."""
+        first = self.pruner.num_early - 1
+        masks = [children(kept[0]) & geometry.valid_mask(4), *kept]
+        supports = [Support.from_mask(mask) for mask in masks[first:]]
+        kind = SparseMap if execution == "sparse" else MaskedMap
+        x = kind.from_dense(self._gated(feature, scores), supports[0])
+        maps = [x, *self.backbone(x, range(first + 1, 4), supports[1:])]
+        return maps[-3:]
+
+    def _gated(self, feature: Tensor, scores: Tensor | None) -> Tensor:
+        return feature if scores is None else self.pruner.gated(feature, scores)
 
     def _kept(
         self,

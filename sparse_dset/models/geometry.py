@@ -37,11 +37,12 @@ class Geometry:
 
     def valid_masks(self) -> list[Tensor]:
         """Returns the cells that hold at least one pixel: bool ``[B, H_l, W_l]`` per level."""
+        return [self.valid_mask(stride) for stride in STRIDES]
+
+    def valid_mask(self, stride: int) -> Tensor:
+        """Returns the cells of a stride that hold at least one pixel: bool ``[B, H, W]``."""
         height, width = self.padded_size
-        return [
-            _top_left((self.image_sizes / stride).ceil(), height // stride, width // stride)
-            for stride in STRIDES
-        ]
+        return _top_left((self.image_sizes / stride).ceil(), height // stride, width // stride)
 
     def pixel_mask(self) -> Tensor:
         """Returns the pixels that are not padding: bool ``[B, H, W]``."""

@@ -12,11 +12,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one too
 from torchvision.ops import FrozenBatchNorm2d
 
-from sparse_dset.ops import dense_conv2d, pointwise_conv, rows_conv2d, sparse_conv2d
+from sparse_dset.ops import (
+    dense_conv2d,
+    depthwise_conv2d,
+    pointwise_conv,
+    rows_conv2d,
+    segment_sum,
+    sparse_conv2d,
+)
 from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 
 FeatureMap = Tensor | MaskedMap | SparseMap
+Place = FeatureMap | Support | None
+"""Where a strided layer of a map with a support is evaluated: the sites of a coarser level, or a
+map that has them. Tensors do not need it."""
 
 
 def conv2d(
@@ -24,27 +34,79 @@ def conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int = 1,
-    onto: FeatureMap | None = None,
+    onto: Place = None,
 ) -> FeatureMap:
     """Convolves with "same" padding; never dilates the support.
 
     Args:
-        weight: ``[C_out, C_in, k, k]`` with odd k.
-        stride: a strided convolution of a map with a support is evaluated at the sites of
-            ``onto``, a map of the coarser level; tensors do not need it.
+        weight: ``[C_out, C_in / groups, k, k]`` with odd k. On kept sites: sizes 1 and 3 in one
+            group, and up to 7 with a group per channel.
+        stride: 1 or 2.
+        onto: where a strided convolution of a map with a support is evaluated.
+
+    Raises:
+        ValueError: a convolution that has no form on kept sites.
     """
-    padding = weight.shape[-1] // 2
-    if isinstance(x, Tensor):
-        return F.conv2d(x, weight, bias, stride, padding)
-    target = x.support if stride == 1 else _support_of(onto)
-    if isinstance(x, MaskedMap):
-        return MaskedMap.from_dense(F.conv2d(x.tensor, weight, bias, stride, padding), target)
-    if weight.shape[-1] == 1 and stride == 1:
-        return x.with_features(F.linear(x.features, weight.flatten(1), bias))
-    return SparseMap(sparse_conv2d(x.features, weight, bias, x.support, stride, target), target)
+    if isinstance(x, SparseMap):
+        target = x.support if stride == 1 else _support_of(onto)
+        return SparseMap(_conv_rows(x, weight, bias, stride, target), target)
+    tensor = _values(x)
+    groups = tensor.shape[1] // weight.shape[1]
+    out = F.conv2d(tensor, weight, bias, stride, weight.shape[-1] // 2, groups=groups)
+    return _like(x, out, stride, onto)
 
 
-def upsample_onto(x: FeatureMap, onto: FeatureMap) -> FeatureMap:
+def _conv_rows(
+    x: SparseMap, weight: Tensor, bias: Tensor | None, stride: int, target: Support
+) -> Tensor:
+    size, groups = weight.shape[-1], x.features.shape[1] // weight.shape[1]
+    if groups == 1 and size == 1:
+        return F.linear(_strided_rows(x, stride, target), weight.flatten(1), bias)
+    if groups == 1 and size == 3:
+        return sparse_conv2d(x.features, weight, bias, x.support, stride, target)
+    _check_depthwise(weight, groups)
+    return depthwise_conv2d(x.features, weight, bias, x.support, stride, target)
+
+
+def _strided_rows(x: SparseMap, stride: int, target: Support) -> Tensor:
+    """Returns what a 1x1 convolution reads: the rows at every site or, strided, at (2y, 2x)."""
+    if stride == 1:
+        return x.features
+    table = target.strided_neighbors(x.support, 1).flatten().long()
+    rows = torch.cat([x.features, x.features.new_zeros(1, x.features.shape[1])])
+    return rows.index_select(0, torch.where(table < 0, len(x.features), table))
+
+
+def _check_depthwise(weight: Tensor, groups: int) -> None:
+    if groups != weight.shape[0] or weight.shape[1] != 1:
+        raise ValueError(
+            f"a convolution of weights {tuple(weight.shape)} in {groups} groups has no form on "
+            "kept sites: it must be 1x1 or 3x3 in one group, or depthwise"
+        )
+
+
+def _like(x: FeatureMap, out: Tensor, stride: int, onto: Place) -> FeatureMap:
+    """Returns a layer's dense output as a map of the same kind as its input."""
+    if not isinstance(x, MaskedMap):
+        return out
+    return MaskedMap.from_dense(out, x.support if stride == 1 else _support_of(onto))
+
+
+def average_pool(x: FeatureMap, onto: Place = None) -> FeatureMap:
+    """Halves the resolution: the mean of 2x2 cells, of which those that are not kept are zero.
+
+    Windows at an odd border are smaller, and their mean is over the cells that they have.
+    """
+    if not isinstance(x, SparseMap):
+        return _like(x, F.avg_pool2d(_values(x), 2, ceil_mode=True), 2, onto)
+    target = _support_of(onto)
+    sums = segment_sum(x.features, x.support.parents(target), target.num_sites)
+    _, y, x_cell = target.indices.unbind(1)
+    cells = (x.support.height - 2 * y).clamp(max=2) * (x.support.width - 2 * x_cell).clamp(max=2)
+    return SparseMap(sums / cells[:, None].to(sums.dtype), target)
+
+
+def upsample_onto(x: FeatureMap, onto: Place) -> FeatureMap:
     """Doubles the resolution: each site of ``onto`` takes the value of its parent site."""
     if isinstance(x, SparseMap):
         support = _support_of(onto)
@@ -116,9 +178,14 @@ def batch_norm(x: FeatureMap, norm: nn.Module) -> FeatureMap:
     """Normalises with statistics, in training, of the sites that the map holds."""
     if isinstance(x, Tensor):
         return norm(x)
+    return on_rows(x, lambda rows: _normalise_rows(rows, norm))
+
+
+def on_rows(x: SparseMap | MaskedMap, function: Callable[[Tensor], Tensor]) -> FeatureMap:
+    """Applies a function of rows ``[N, C]`` to the sites that a map holds."""
     rows = x if isinstance(x, SparseMap) else SparseMap.from_dense(x.tensor, x.support)
-    normed = rows.with_features(_normalise_rows(rows.features, norm))
-    return normed if isinstance(x, SparseMap) else MaskedMap(normed.to_dense(), x.support)
+    out = rows.with_features(function(rows.features))
+    return out if isinstance(x, SparseMap) else MaskedMap(out.to_dense(), x.support)
 
 
 def _normalise_rows(rows: Tensor, norm: nn.Module) -> Tensor:
@@ -141,10 +208,10 @@ def _nearest(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def _support_of(x: FeatureMap | None) -> Support:
-    if x is None or isinstance(x, Tensor):
-        raise TypeError("the target of a map with a support must be a map with a support")
-    return x.support
+def _support_of(place: Place) -> Support:
+    if place is None or isinstance(place, Tensor):
+        raise TypeError("the target of a map with a support must be a support, or a map with one")
+    return place if isinstance(place, Support) else place.support
 
 
 class Fusable(nn.Module):
@@ -171,27 +238,39 @@ class FusedConv(nn.Module):
         self.activation = activation
 
     def forward(
-        self, x: FeatureMap, onto: FeatureMap | None = None, addend: FeatureMap | None = None
+        self, x: FeatureMap, onto: Place = None, addend: FeatureMap | None = None
     ) -> FeatureMap:
-        more = None if addend is None else _values(addend)
-        if isinstance(x, SparseMap):
-            return self._on_rows(x, x.support if self.stride == 1 else _support_of(onto), more)
-        weights = self.weight, self.bias, self.stride, self.activation
-        out = dense_conv2d(_values(x), *weights, more)
-        if isinstance(x, MaskedMap):
-            target = x.support if self.stride == 1 else _support_of(onto)
-            return MaskedMap.from_dense(out, target)
-        return out
+        return fused_conv2d(x, self.weight, self.bias, self.stride, self.activation, onto, addend)
 
-    def _on_rows(self, x: SparseMap, target: Support, addend: Tensor | None) -> SparseMap:
-        rows, weight, bias, activation = x.features, self.weight, self.bias, self.activation
-        if weight.shape[-1] == 1 and self.stride == 1:
-            out = pointwise_conv(rows, weight.flatten(1), bias, activation, addend)
-        else:
-            out = rows_conv2d(
-                rows, weight, bias, x.support, self.stride, target, activation, addend
-            )
-        return SparseMap(out, target)
+
+def fused_conv2d(
+    x: FeatureMap,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    activation: str,
+    onto: Place = None,
+    addend: FeatureMap | None = None,
+) -> FeatureMap:
+    """Does what ``conv2d`` does, adds another map and applies an activation, without gradients."""
+    more = None if addend is None else _values(addend)
+    if not isinstance(x, SparseMap):
+        out = dense_conv2d(_values(x), weight, bias, stride, activation, more)
+        return _like(x, out, stride, onto)
+    target = x.support if stride == 1 else _support_of(onto)
+    size, groups = weight.shape[-1], x.features.shape[1] // weight.shape[1]
+    if groups == 1 and size == 1:
+        rows = _strided_rows(x, stride, target)
+        out = pointwise_conv(rows, weight.flatten(1), bias, activation, more)
+    elif groups == 1 and size == 3:
+        out = rows_conv2d(x.features, weight, bias, x.support, stride, target, activation, more)
+    else:
+        _check_depthwise(weight, groups)
+        assert more is None
+        out = depthwise_conv2d(
+            x.features, weight, bias, x.support, stride, target, activation=activation
+        )
+    return SparseMap(out, target)
 
 
 class ConvNormLayer(Fusable):
@@ -229,7 +308,7 @@ class ConvNormLayer(Fusable):
         return FusedConv(*self.folded(), self.stride, self.activation)
 
     def forward(
-        self, x: FeatureMap, onto: FeatureMap | None = None, addend: FeatureMap | None = None
+        self, x: FeatureMap, onto: Place = None, addend: FeatureMap | None = None
     ) -> FeatureMap:
         if self.norm.training and isinstance(self.norm, _BatchNorm):
             x = conv2d(x, self.conv.weight, stride=self.stride, onto=onto)

@@ -158,7 +158,7 @@ def test_dense_scatter_attends_to_kept_cells_and_fills_the_others_with_zero(
     kept = nested_masks((3, 5), [0.6, "one"])
     out = model(images, kept=kept, execution="dense_scatter")
 
-    features = model.backbone(images)
+    features = model.backbone(images)[1:]
     projected = [proj(f) for proj, f in zip(model.encoder.input_proj, features, strict=True)]
     filled = torch.zeros_like(projected[2])
     aifi = model.encoder.encoder[0]

@@ -35,7 +35,7 @@ class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a functio
         args: tuple = (),
         kwargs: dict | None = None,
     ) -> Any:
-        if getattr(function, "__name__", "") in _MIXING:
+        if getattr(function, "__name__", "") in _MIXING and isinstance(args[0], Tensor):
             x, *rest = args
             args = (x * self._mask(x), *rest)
         return function(*args, **(kwargs or {}))

@@ -7,12 +7,14 @@ variant "D": a stem of three 3x3 convolutions, average pooling in the strided sh
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.models.backbone.base import Backbone, channels_last
-from sparse_dset.models.layers import ConvNormLayer
+from sparse_dset.models.layers import ConvNormLayer, FeatureMap, Place, average_pool
+from sparse_dset.structures import Support
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -30,6 +32,10 @@ class _Residual(nn.Module):
         self.short = (
             _shortcut(in_channels, out_channels, stride, frozen) if first else nn.Identity()
         )
+        self.stride = stride
+
+    def shortcut(self, x: FeatureMap, onto: Place) -> FeatureMap:
+        return self.short(average_pool(x, onto) if self.stride == 2 else x)
 
 
 class BasicBlock(_Residual):
@@ -44,8 +50,8 @@ class BasicBlock(_Residual):
         self.branch2a = ConvNormLayer(in_channels, channels, 3, stride, "relu", frozen)
         self.branch2b = ConvNormLayer(channels, channels, 3, 1, "relu", frozen)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.branch2b(self.branch2a(x), addend=self.short(x))
+    def forward(self, x: FeatureMap, onto: Place = None) -> FeatureMap:
+        return self.branch2b(self.branch2a(x, onto), addend=self.shortcut(x, onto))
 
 
 class BottleneckBlock(_Residual):
@@ -61,16 +67,15 @@ class BottleneckBlock(_Residual):
         self.branch2b = ConvNormLayer(channels, channels, 3, stride, "relu", frozen)
         self.branch2c = ConvNormLayer(channels, channels * 4, 1, 1, "relu", frozen)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.branch2c(self.branch2b(self.branch2a(x)), addend=self.short(x))
+    def forward(self, x: FeatureMap, onto: Place = None) -> FeatureMap:
+        hidden = self.branch2b(self.branch2a(x), onto)
+        return self.branch2c(hidden, addend=self.shortcut(x, onto))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, frozen: bool) -> nn.Module:
-    if stride == 1:
-        return ConvNormLayer(in_channels, out_channels, 1, frozen_norm=frozen)
-    pool = nn.AvgPool2d(2, 2, ceil_mode=True)
     conv = ConvNormLayer(in_channels, out_channels, 1, frozen_norm=frozen)
-    return nn.Sequential(OrderedDict(pool=pool, conv=conv))
+    # The pooling comes before it; released checkpoints count it as a module.
+    return conv if stride == 1 else nn.Sequential(OrderedDict(conv=conv))
 
 
 class _Stage(nn.Module):
@@ -96,14 +101,14 @@ class _Stage(nn.Module):
             for i in range(count)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: FeatureMap, onto: Place = None) -> FeatureMap:
         for block in self.blocks:
-            x = block(x)
+            x = block(x, onto)
         return x
 
 
 class ResNetVd(Backbone):
-    """ResNet-vd that returns its stages at strides 8, 16 and 32.
+    """ResNet-vd, whose four stages are the four maps.
 
     Args:
         depth: 18, 34, 50 or 101.
@@ -129,13 +134,18 @@ class ResNetVd(Backbone):
             _Stage(block, c_in, c, count, 1 if i == 0 else 2, frozen_norm)
             for i, (c_in, c, count) in enumerate(zip(inputs, widths, _BLOCKS[depth], strict=True))
         )
-        self.out_channels = [w * block.expansion for w in widths[1:]]
+        self.channels = [w * block.expansion for w in widths]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the stages at strides 8, 16 and 32 of images ``[B, 3, H, W]`` in [0, 1]."""
-        x = F.max_pool2d(self.conv1(channels_last(images)), 3, stride=2, padding=1)
-        stages = []
-        for stage in self.res_layers:
-            x = stage(x)
-            stages.append(x)
-        return stages[1:]
+    def forward(
+        self,
+        x: FeatureMap,
+        levels: range = range(4),
+        onto: Sequence[Support] = (),
+    ) -> list[FeatureMap]:
+        if isinstance(x, Tensor) and levels.start == 0:
+            x = F.max_pool2d(self.conv1(channels_last(x)), 3, stride=2, padding=1)
+        maps = []
+        for i, level in enumerate(levels):
+            x = self.res_layers[level](x, onto[i] if onto else None)
+            maps.append(x)
+        return maps

@@ -12,14 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.models.backbone.base import Backbone, channels_last
+from sparse_dset.models.backbone.flow import (
+    Flow,
+    check_same_convolution,
+    is_same_convolution,
+)
 from sparse_dset.models.geometry import STRIDES
-from sparse_dset.models.layers import Fusable, fold_norm
+from sparse_dset.models.layers import FeatureMap, Fusable, fold_norm, fused_conv2d
 from sparse_dset.ops import dense_conv2d
 from sparse_dset.ops.activations import activate
+from sparse_dset.structures import Support
 
 
 class TimmBackbone(Backbone, Fusable):
-    """Stages at strides 8, 16 and 32 of a timm model, behind its own normalisation of the colours.
+    """Stages at strides 4 to 32 of a timm model, behind its own normalisation of the colours.
 
     Args:
         name: a model of ``timm.list_models()`` that has stages at these strides.
@@ -49,17 +55,18 @@ class TimmBackbone(Backbone, Fusable):
             )
         probe = timm.create_model(name, features_only=True)
         reductions: list[int] = probe.feature_info.reduction()  # type: ignore[operator, union-attr]
-        missing = [s for s in STRIDES if s not in reductions]
+        missing = [s for s in _STRIDES if s not in reductions]
         if missing:
             raise ValueError(f"{name} has stages at strides {reductions}, {missing} are missing")
         # The last stage of a stride: earlier ones of the same stride see less.
-        indices = [len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES]
+        indices = [len(reductions) - 1 - reductions[::-1].index(s) for s in _STRIDES]
         self.model = timm.create_model(
             name, features_only=True, out_indices=indices, pretrained=weights == "timm"
         )
         if weights == "packaged":
             self.model.load_state_dict(_packaged_weights(name, self.model))
-        self.out_channels = self.model.feature_info.channels()  # type: ignore[operator, union-attr]
+        self.channels = self.model.feature_info.channels()  # type: ignore[operator, union-attr]
+        self._steps = _find_steps(self.model)
         self.frozen = tuple(frozen)
         for name in self.frozen:
             self.model.get_submodule(name).requires_grad_(False)
@@ -78,9 +85,65 @@ class TimmBackbone(Backbone, Fusable):
         _fuse_norms(self.model, torch.rand(1, 3, 64, 64).to(self.mean))
         return self
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the stages at strides 8, 16 and 32 of images ``[B, 3, H, W]`` in [0, 1]."""
-        return self.model(channels_last((images - self.mean) / self.std))
+    def forward(
+        self,
+        x: FeatureMap,
+        levels: range = range(4),
+        onto: Sequence[Support] = (),
+    ) -> list[FeatureMap]:
+        if isinstance(x, Tensor) and levels.start == 0:
+            x = channels_last((x - self.mean) / self.std)
+        if self._steps is None:
+            if levels != range(4):
+                raise ValueError(
+                    f"{type(self.model).__name__} is not a sequence of modules, cannot be run in "
+                    "two parts: choose pruner.stage=s5"
+                )
+            return self.model(x)
+        flow = x if isinstance(x, Tensor) else Flow(x, tuple(onto))
+        maps = []
+        for level in levels:
+            for name in self._steps[level]:
+                flow = self.model.get_submodule(name)(flow)
+            maps.append(flow.map if isinstance(flow, Flow) else flow)
+        return maps
+
+
+_STRIDES = (4, *STRIDES)
+
+
+@torch.no_grad()
+def _find_steps(model: nn.Module) -> list[list[str]] | None:
+    """Finds the modules that, called one after the other, make each of the maps.
+
+    Returns:
+        Their names, a list per map; None if the model is no such sequence.
+    """
+    ends: list[str] = model.feature_info.module_name()  # type: ignore[operator, union-attr]
+    names = []
+    for name, child in model.named_children():
+        is_sequence = any(end.startswith(f"{name}.") for end in ends)
+        names += [f"{name}.{i}" for i, _ in child.named_children()] if is_sequence else [name]
+    steps: list[list[str]] = [[]]
+    for name in names:
+        steps[-1].append(name)
+        if name in ends or name in [end.replace(".", "_") for end in ends]:
+            steps.append([])
+    steps.pop()
+    training, probe = model.training, torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    model.eval()
+    expected, found, x = model(probe), [], probe
+    try:
+        for part in steps:
+            for name in part:
+                x = model.get_submodule(name)(x)
+            found.append(x)
+    except (TypeError, RuntimeError):  # not one tensor from module to module
+        return None
+    finally:
+        model.train(training)
+    same = len(found) == len(expected) and all(map(torch.equal, found, expected))
+    return steps if same else None
 
 
 class _FusedConv2d(nn.Module):
@@ -95,24 +158,18 @@ class _FusedConv2d(nn.Module):
         self.dilation, self.groups = conv.dilation, conv.groups
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self._is_plain():
-            return dense_conv2d(x, self.weight, self.bias, self.stride[0], self.activation)
+    def forward(self, x: Tensor | Flow) -> Tensor | Flow:
+        layout = self.stride, self.padding, self.dilation, self.groups
+        options = self.weight, self.bias, self.stride[0], self.activation
+        if isinstance(x, Flow):
+            check_same_convolution(self.weight, *layout)
+            return x.step(lambda m, onto: fused_conv2d(m, *options, onto), self.stride[0])
+        if is_same_convolution(self.weight, *layout):
+            return dense_conv2d(x, *options)
         out = F.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
         return activate(out, self.activation, inplace=True)
-
-    def _is_plain(self) -> bool:
-        """Whether ``dense_conv2d`` computes it."""
-        height, width = self.weight.shape[2:]
-        return (
-            height == width
-            and self.padding == (height // 2, width // 2)
-            and self.stride[0] == self.stride[1]
-            and self.groups in (1, self.weight.shape[0])
-            and self.dilation == (1, 1)
-        )
 
 
 _ACTIVATION_NAMES = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparse_dset.models.pruner.pruner import Decision, Pruner, inherit
+from sparse_dset.models.pruner.pruner import Decision, Pruner, children, inherit
 from sparse_dset.models.pruner.scorer import TokenScorer
 from sparse_dset.models.pruner.selector import (
     Mass,
@@ -23,6 +23,7 @@ __all__ = [
     "TokenSelector",
     "TopK",
     "check_keep_ratio",
+    "children",
     "inherit",
     "make_pruner",
     "make_selector",
@@ -58,11 +59,14 @@ def make_pruner(
     mass: float = 0.9,
     min_tokens: int = 1,
     max_tokens: int | None = None,
-    levels: Sequence[str] = ("s3", "s4", "s5"),
+    stage: str = "s5",
+    levels: Sequence[str] | None = None,
     hidden: int = 64,
+    context: int = 1,
+    halo: int = 0,
     gate: bool = False,
     scatter_levels: Sequence[str] = ("s5",),
 ) -> Pruner:
     """Makes a pruner from flat settings; see ``Pruner`` and the selectors for their meaning."""
     rule = make_selector(selector, keep_ratio, threshold, mass, min_tokens, max_tokens)
-    return Pruner(in_channels, rule, levels, hidden, gate, scatter_levels)
+    return Pruner(in_channels, rule, stage, levels, hidden, context, halo, gate, scatter_levels)

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_dset.models.geometry import STRIDES
+LEVELS = ("s2", "s3", "s4", "s5")
+"""Names of the maps at strides 4, 8, 16 and 32."""
 
 
 def level_index(name: str) -> int:
-    """Returns the position of a level name ("s3", "s4", "s5"), finest first."""
-    names = ("s3", "s4", "s5")
-    if name not in names:
-        raise ValueError(f"levels are called {', '.join(names)}; got {name!r}")
-    return names.index(name)
+    """Returns the position of a level name ("s2" ... "s5"), finest first."""
+    if name not in LEVELS:
+        raise ValueError(f"levels are called {', '.join(LEVELS)}; got {name!r}")
+    return LEVELS.index(name)
 
 
 class TokenScorer(nn.Module):
@@ -24,31 +24,48 @@ class TokenScorer(nn.Module):
 
     Args:
         in_channels: channels of the backbone's levels, finest first.
-        levels: which of them to look at ("s3", "s4", "s5"); DSET looks at s5 only, where small
-            objects are hardest to see.
+        levels: which of them to look at; DSET looks at s5 only, where small objects are hardest to
+            see.
         hidden: width of the hidden layer.
+        context: how far a cell sees, in cells of a side, odd: 1 is the cell alone, 3 its
+            neighbours too.
     """
 
-    def __init__(self, in_channels: Sequence[int], levels: Sequence[str], hidden: int) -> None:
+    def __init__(
+        self, in_channels: Sequence[int], levels: Sequence[str], hidden: int, context: int = 1
+    ) -> None:
         super().__init__()
         self.levels = sorted(level_index(name) for name in levels)
         if not self.levels:
-            raise ValueError("pruner.levels is empty: name at least one of s3, s4, s5")
+            raise ValueError(f"pruner.levels is empty: name at least one of {', '.join(LEVELS)}")
+        if context < 1 or context % 2 == 0:
+            raise ValueError(f"pruner.context must be odd, 1 or more, got {context}")
         width = 2 * sum(in_channels[i] for i in self.levels)
         self.norm = nn.LayerNorm(width)
         last = nn.Linear(hidden, 1)
         nn.init.constant_(last.bias, -2.0)  # most cells are empty
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), last)
+        self.mix = None
+        if context > 1:
+            self.mix = nn.Conv2d(hidden, hidden, context, padding=context // 2)
+            nn.init.zeros_(self.mix.weight)  # at first each cell speaks for itself
+            nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], valid: Tensor) -> Tensor:
         """Returns token scores (logits) ``[B, H, W]`` of the stride-32 cells.
 
         Args:
-            features: backbone maps ``[B, C_l, H_l, W_l]``, finest first, zero in the padding.
+            features: backbone maps ``[B, C_l, H_l, W_l]``, finest first, zero in the padding; those
+                of coarser levels that are not looked at may be missing.
+            valid: bool ``[B, H, W]``, the cells that are not padding.
         """
         seen = []
         for i in self.levels:
-            size = STRIDES[-1] // STRIDES[i]
+            size = 8 >> i
             seen += [F.avg_pool2d(features[i], size), F.max_pool2d(features[i], size)]
         cells = torch.cat(seen, dim=1).permute(0, 2, 3, 1)
-        return self.mlp(self.norm(cells)).squeeze(-1)
+        hidden = self.mlp[:2](self.norm(cells))
+        if self.mix is not None:
+            around = (hidden * valid.unsqueeze(-1)).permute(0, 3, 1, 2)
+            hidden = hidden + F.gelu(self.mix(around)).permute(0, 2, 3, 1)
+        return self.mlp[2](hidden).squeeze(-1)

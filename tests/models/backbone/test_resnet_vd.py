@@ -12,20 +12,22 @@ from sparse_dset.models.backbone.resnet_vd import BasicBlock, BottleneckBlock
 @pytest.mark.parametrize(
     ("depth", "channels", "blocks"),
     [
-        (18, [128, 256, 512], [2, 2, 2, 2]),
-        (34, [128, 256, 512], [3, 4, 6, 3]),
-        (50, [512, 1024, 2048], [3, 4, 6, 3]),
-        (101, [512, 1024, 2048], [3, 4, 23, 3]),
+        (18, [64, 128, 256, 512], [2, 2, 2, 2]),
+        (34, [64, 128, 256, 512], [3, 4, 6, 3]),
+        (50, [256, 512, 1024, 2048], [3, 4, 6, 3]),
+        (101, [256, 512, 1024, 2048], [3, 4, 23, 3]),
     ],
 )
 def test_shapes(depth, channels, blocks):
     backbone = ResNetVd(depth).eval()
-    assert backbone.out_channels == channels
+    assert backbone.channels == channels
+    assert backbone.out_channels == channels[1:]
     assert [len(stage.blocks) for stage in backbone.res_layers] == blocks
     with torch.no_grad():
         stages = backbone(torch.rand(1, 3, 64, 96))
     assert [tuple(s.shape) for s in stages] == [
-        (1, c, 64 // stride, 96 // stride) for c, stride in zip(channels, (8, 16, 32), strict=True)
+        (1, c, 64 // stride, 96 // stride)
+        for c, stride in zip(channels, (4, 8, 16, 32), strict=True)
     ]
 
 

@@ -17,7 +17,7 @@ def test_shapes_and_normalisation():
         expected = backbone.model((images - 0.5) / 0.25)
     assert [tuple(s.shape[1:]) for s in stages] == [
         (c, 64 // stride, 96 // stride)
-        for c, stride in zip(backbone.out_channels, (8, 16, 32), strict=True)
+        for c, stride in zip(backbone.channels, (4, 8, 16, 32), strict=True)
     ]
     torch.testing.assert_close(stages, expected, atol=1e-4, rtol=1e-4)  # the layouts differ
 
@@ -59,7 +59,7 @@ def test_frozen_modules_stay_as_they_are():
     [
         ({"name": "efficientnet_lite0", "weights": "imagenet"}, '"timm" or "packaged"'),
         ({"name": "mobilenetv2_035", "weights": "packaged"}, "efficientnet_lite0 only"),
-        ({"name": "vit_tiny_patch16_224"}, r"\[8, 32\] are missing"),
+        ({"name": "vit_tiny_patch16_224"}, r"\[4, 8, 32\] are missing"),
     ],
 )
 def test_bad_settings_are_refused(arguments, message):

@@ -5,20 +5,22 @@ import torch
 
 from sparse_dset.models.geometry import Geometry
 from sparse_dset.models.pruner import inherit, make_pruner
+from sparse_dset.models.pruner.pruner import grown
 from sparse_dset.structures import check_nested
 
-CHANNELS = (4, 6, 8)
+CHANNELS = (2, 4, 6, 8)
 
 
 def _features(batch=2, size=(2, 3)):
     return [
         torch.randn(batch, c, size[0] * f, size[1] * f, dtype=torch.float64)
-        for c, f in zip(CHANNELS, (4, 2, 1), strict=True)
+        for c, f in zip(CHANNELS, (8, 4, 2, 1), strict=True)
     ]
 
 
 def _full(features):
-    return [torch.ones(len(f), *f.shape[2:], dtype=torch.bool) for f in features]
+    """Nothing is padding, at strides 8, 16 and 32."""
+    return [torch.ones(len(f), *f.shape[2:], dtype=torch.bool) for f in features[-3:]]
 
 
 def test_a_decision_keeps_every_site_under_kept_cells():
@@ -45,27 +47,76 @@ def test_inherit_leaves_padding_out():
     assert fine.nonzero().tolist() == [[0, 4, 8]]  # and 5 x 9 here
 
 
-@pytest.mark.parametrize("levels", [("s5",), ("s3", "s4"), ("s5", "s3")])
+@pytest.mark.parametrize("levels", [("s5",), ("s3", "s4"), ("s5", "s3"), ("s2",)])
 def test_the_scorer_looks_at_its_levels_only(levels):
     pruner, features = make_pruner(CHANNELS, levels=levels).double(), _features()
-    scores = pruner.scorer(features)
-    for i, name in enumerate(("s3", "s4", "s5")):
+    valid = _full(features)[-1]
+    scores = pruner.scorer(features, valid)
+    for i, name in enumerate(("s2", "s3", "s4", "s5")):
         changed = [f + 1.0 * torch.randn_like(f) if j == i else f for j, f in enumerate(features)]
-        assert torch.equal(pruner.scorer(changed), scores) != (name in levels)
+        assert torch.equal(pruner.scorer(changed, valid), scores) != (name in levels)
 
 
-def test_the_score_of_a_cell_depends_on_that_cell_only():
-    pruner, features = make_pruner(CHANNELS).double(), _features(1)
-    before = pruner.scorer(features)
-    features[0][0, :, 5, 10] += 1.0  # in cell (1, 2)
-    changed = (pruner.scorer(features) != before).nonzero().tolist()
-    assert changed == [[0, 1, 2]]
+@pytest.mark.parametrize(
+    ("context", "expected"), [(1, [[1, 2]]), (3, [[0, 1], [0, 2], [1, 1], [1, 2]])]
+)
+def test_how_far_a_cell_sees(context, expected):
+    pruner, features = make_pruner(CHANNELS, context=context).double(), _features(1)
+    if pruner.scorer.mix is not None:
+        torch.nn.init.normal_(pruner.scorer.mix.weight)
+    valid = _full(features)[-1]
+    before = pruner.scorer(features, valid)
+    features[1][0, :, 5, 10] += 1.0  # in cell (1, 2)
+    changed = (pruner.scorer(features, valid)[0] != before[0]).nonzero().tolist()
+    assert changed == expected
 
 
-@pytest.mark.parametrize("levels", [[], ["s2"]])
-def test_bad_levels_are_refused(levels):
-    with pytest.raises(ValueError, match="s3, s4, s5"):
-        make_pruner(CHANNELS, levels=levels)
+def test_padding_is_no_context():
+    pruner, features = make_pruner(CHANNELS, context=3).double(), _features(1)
+    torch.nn.init.normal_(pruner.scorer.mix.weight)
+    valid = _full(features)[-1]
+    valid[:, :, 2] = False
+    alone = [f[..., : f.shape[-1] // 3 * 2] for f in features]
+    scores = pruner.scorer(features, valid)
+    torch.testing.assert_close(scores[:, :, :2], pruner.scorer(alone, valid[:, :, :2]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "levels", "seen"),
+    [("s5", None, [1, 2, 3]), ("s3", None, [0, 1]), ("s2", None, [0]), ("s3", ["s3"], [1])],
+)
+def test_the_scorer_sees_what_is_there(stage, levels, seen):
+    pruner = make_pruner(CHANNELS, stage=stage, levels=levels)
+    assert pruner.scorer.levels == seen
+    assert pruner.is_early == (stage != "s5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"levels": []}, "s2, s3, s4, s5"),
+        ({"levels": ["s6"]}, "s2, s3, s4, s5"),
+        ({"stage": "s4"}, "s2, s3, s5"),
+        ({"stage": "s3", "levels": ["s3", "s4"]}, "s4, which is not there yet .* among s2, s3"),
+        ({"context": 2}, "odd"),
+        ({"halo": -1}, "0 or more"),
+        ({"scatter_levels": ["s2"]}, "among s3, s4, s5"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_pruner(CHANNELS, **settings)
+
+
+def test_a_halo_keeps_the_neighbours_that_are_there():
+    kept = torch.zeros(1, 4, 5, dtype=torch.bool)
+    kept[0, 0, 2] = True
+    assert grown(kept, 0) is kept
+    assert grown(kept, 1)[0].nonzero().tolist() == [[y, x] for y in (0, 1) for x in (1, 2, 3)]
+    pruner = make_pruner(CHANNELS, keep_ratio=0.01, halo=9).double()
+    valid = Geometry(torch.tensor([[40.0, 70.0]]), (64, 96), True).valid_masks()
+    decision = pruner(_features(1), valid, pruner.selector)
+    assert all(torch.equal(k, v) for k, v in zip(decision.kept, valid, strict=True))
 
 
 def test_the_gate_is_one_and_passes_the_gradient_of_the_probability():

@@ -1,0 +1,161 @@
+"""Pruning before the backbone's last stages: the executions against each other."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from sparse_dset.structures import check_nested
+
+SIZE = (96, 160)  # 3 x 5 cells at stride 32
+MODELS = {
+    "r18, s3": ("r18", "pruner.stage=s3"),
+    "r18, s2": ("r18", "pruner.stage=s2"),
+    "r50, s3": ("r50", "pruner.stage=s3"),
+    "nano, s3": ("nano", "pruner.stage=s3"),
+    "nano, s2": ("nano", "pruner.stage=s2", "model.backbone.frozen=[]"),
+    "timm resnet, s3": ("nano", "model.backbone.name=resnet18", *(
+        "pruner.stage=s3", "model.backbone.frozen=[]",
+    )),
+}  # fmt: skip
+IMAGES = {"varied": [0.8, 0.5, 0.2], "one and none": [0.6, "one", 0.0], "nothing": [0.0] * 3}
+
+
+def _images(batch, height=SIZE[0], width=SIZE[1]):
+    return torch.rand(batch, 3, height, width, dtype=torch.float64)
+
+
+def _run(model, images, targets, **arguments):
+    torch.manual_seed(5)
+    out = model(images, targets, **arguments)
+    if targets is not None:
+        sum(out.losses.values()).backward()
+    return out
+
+
+def _assert_same(out, other, atol=1e-6):
+    torch.testing.assert_close(out.pred_logits, other.pred_logits, rtol=0, atol=atol)
+    torch.testing.assert_close(out.pred_boxes, other.pred_boxes, rtol=0, atol=atol)
+    for name, value in out.losses.items():
+        torch.testing.assert_close(other.losses[name], value, rtol=1e-5, atol=1e-5)
+    for kept, other_kept in zip(out.kept, other.kept, strict=True):
+        assert torch.equal(kept, other_kept)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("name", MODELS)
+def test_sparse_equals_masked(
+    name, images, training, make_detector, make_targets, nested_masks, assert_same_gradients
+):
+    sparse = make_detector(*MODELS[name]).train(training)
+    masked = copy.deepcopy(sparse)
+    kept = nested_masks((3, 5), IMAGES[images])
+    batch, targets = _images(3), make_targets(3, 0, 1)
+    ours = _run(sparse, batch, targets, kept=kept, execution="sparse")
+    theirs = _run(masked, batch, targets, kept=kept, execution="masked")
+    _assert_same(ours, theirs)
+    assert_same_gradients(sparse, masked)
+    for (buffer_name, buffer), other in zip(sparse.named_buffers(), masked.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, rtol=1e-6, atol=1e-6, msg=buffer_name)
+
+
+@pytest.mark.parametrize("name", ["r18, s3", "nano, s3", "nano, s2"])
+def test_sparse_equals_masked_when_padded(name, make_detector, make_targets, assert_same_gradients):
+    sparse = make_detector(*MODELS[name]).train()
+    masked = copy.deepcopy(sparse)
+    padding = torch.ones(2, *SIZE, dtype=torch.bool)
+    padding[0, :70, :100] = False
+    padding[1, :, :90] = False
+    batch, targets = _images(2), make_targets(2, 1)
+    arguments = {"padding_mask": padding, "keep_ratio": 0.5}
+    ours = _run(sparse, batch, targets, execution="sparse", **arguments)
+    theirs = _run(masked, batch, targets, execution="masked", **arguments)
+    _assert_same(ours, theirs)
+    assert_same_gradients(sparse, masked)
+    check_nested(ours.kept)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_all_executions_agree_when_everything_is_kept(name, padded, make_detector):
+    model, batch = make_detector(*MODELS[name]), _images(2)
+    padding = torch.zeros(2, *SIZE, dtype=torch.bool)
+    if padded:
+        padding[0, 70:], padding[1, :, 90:] = True, True
+    run = {e: model(batch, padding_mask=padding, execution=e, keep_ratio=1.0) for e in (
+        "dense", "dense_scatter", "sparse", "masked", "auto",
+    )}  # fmt: skip
+    for execution, out in run.items():
+        # The dense network sees the padding's border cells, which hold a pixel or more, too.
+        _assert_same(run["dense"], out, atol=1e-6), execution
+    assert run["auto"].execution == "dense"
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_the_inference_form_is_the_same_network(name, make_detector):
+    model, batch = make_detector(*MODELS[name], dtype=torch.float32), _images(2).float()
+    fused = copy.deepcopy(model).fuse()
+    for execution, keep_ratio in (("dense", 1.0), ("sparse", 0.4), ("masked", 0.4)):
+        arguments = {"execution": execution, "keep_ratio": keep_ratio}
+        ours, theirs = fused(batch, **arguments), model(batch, **arguments)
+        for a, b in zip(ours.kept, theirs.kept, strict=True):
+            assert torch.equal(a, b)
+        # Queries of nearly equal scores may change places.
+        torch.testing.assert_close(
+            ours.pred_logits.amax(-1).sort().values,
+            theirs.pred_logits.amax(-1).sort().values,
+            rtol=0,
+            atol=1e-3,
+        )
+
+
+@torch.no_grad()
+def test_pruned_sites_have_no_influence(make_detector, nested_masks):
+    """Stages before the decision see the whole image; later ones only what was kept."""
+    model, kept = make_detector("r18", "pruner.stage=s3"), nested_masks((3, 5), [0.5])
+    seen = []
+    model.backbone.res_layers[2].register_forward_pre_hook(lambda _, a: seen.append(a[0]))
+    model(_images(1), kept=kept, execution="sparse")
+    assert seen[0].features.shape == (int(kept[0].sum()), 128)
+    assert torch.equal(seen[0].support.mask(), kept[0])
+
+
+@torch.no_grad()
+def test_images_of_a_batch_do_not_see_each_other(make_detector):
+    model, batch = make_detector("nano", "pruner.stage=s3", "pruner.selector=threshold"), _images(3)
+    scores = model(batch, execution="sparse").token_scores
+    model.pruner.selector = type(model.pruner.selector)(threshold=float(scores.sigmoid().median()))
+    together = model(batch, execution="sparse")
+    assert len(set(together.num_kept[:, 2].tolist())) > 1
+    for i in range(3):
+        alone = model(batch[i : i + 1], execution="sparse")
+        real = alone.query_mask[0]
+        torch.testing.assert_close(
+            together.pred_logits[i, together.query_mask[i]], alone.pred_logits[0, real]
+        )
+
+
+def test_the_gate_trains_an_early_scorer(make_detector, make_targets, assert_same_gradients):
+    batch, targets, models = _images(2), make_targets(2, 1), {}
+    for execution in ("sparse", "masked"):
+        settings = "pruner.stage=s3", "pruner.gate=true", "pruner.context=3"
+        models[execution] = model = make_detector("nano", *settings).train()
+        torch.manual_seed(5)
+        losses = model(batch, targets, execution=execution, keep_ratio=0.5).losses
+        sum(v for name, v in losses.items() if name != "loss_cass").backward()
+        assert model.pruner.scorer.mlp[0].weight.grad.abs().sum() > 0
+    assert_same_gradients(models["sparse"], models["masked"])
+
+
+def test_a_backbone_that_cannot_run_on_kept_sites_says_why(make_detector):
+    squeezes = make_detector(
+        "nano", "model.backbone.name=mobilenetv3_small_100", "model.backbone.frozen=[]",
+        "pruner.stage=s3",
+    )  # fmt: skip
+    with pytest.raises(AttributeError, match="mean, which has no form .* pruner.stage=s5"):
+        squeezes(_images(1), keep_ratio=0.5)
