@@ -32,7 +32,7 @@ from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.pruner import TopK
+from sparse_dset.models.pruner import ByContent
 
 
 def _model_overrides() -> list[str]:
@@ -114,8 +114,12 @@ def main(cfg: DictConfig) -> None:
     torch.backends.cudnn.allow_tf32 = False  # convolutions as exact as matrix products
     torch.manual_seed(0)
     model, record = _load(plain)
-    if not isinstance(model.pruner.selector, TopK):
-        raise ValueError("the benchmark sweeps keep ratios and needs pruner.selector=topk")
+    selector = model.pruner.selector
+    if isinstance(selector, ByContent) and not selector.calibration:
+        raise ValueError(
+            "the benchmark sweeps keep ratios, which needs pruner.selector=topk or a checkpoint "
+            "that scripts/calibrate.py has seen"
+        )
     if cfg.ops.backend != "auto":
         model.backend = cfg.ops.backend
     if cfg.ops.algorithm != "auto":

@@ -68,7 +68,26 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
         ValueError: the file is cut short or not a checkpoint, or it holds objects that the safe
             loader refuses and ``trust`` is False.
     """
-    path = Path(path)
+    content = _read(Path(path), trust)
+    if content.get("half"):
+        content["model"] = {name: _widen(value) for name, value in content["model"].items()}
+    return content
+
+
+def replace_config(source: str | Path, destination: str | Path, config: Mapping[str, Any]) -> None:
+    """Writes a checkpoint again with another configuration and everything else as it is.
+
+    Args:
+        source: a training checkpoint or exported weights.
+        destination: the file to write; it may be the same.
+        config: see `save_checkpoint`.
+    """
+    content = _read(Path(source), trust=False)
+    entries = {k: v for k, v in content.items() if k not in ("model", "config")}
+    save_checkpoint(destination, model_state=content["model"], config=config, **entries)
+
+
+def _read(path: Path, trust: bool) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     if path.stat().st_size == 0:
@@ -85,8 +104,6 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
         raise ValueError(f"the checkpoint {path} is damaged or cut short: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of entries")
-    if content.get("half"):
-        content["model"] = {name: _widen(value) for name, value in content["model"].items()}
     return content
 
 

@@ -202,6 +202,22 @@ class Detector(nn.Module):
             backend=backend,
         )
 
+    def score_tokens(
+        self, images: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores the stride-32 cells, and computes nothing that does not lead there.
+
+        Args:
+            images, padding_mask: see ``forward``.
+
+        Returns:
+            Logits ``[B, H, W]``, and bool ``[B, H, W]``: the cells that are not padding.
+        """
+        images, geometry = pad_batch(images, padding_mask)
+        valid = geometry.valid_masks()
+        early = self._extract(images, range(self.pruner.num_early), geometry)
+        return self.pruner.scorer(early, valid[-1]), valid[-1]
+
     def predict(
         self, images: Sequence[Picture], threshold: float = 0.3, **options: Any
     ) -> list[Detections]:

@@ -90,6 +90,6 @@ def test_sizes_are_those_published(name, millions):
 
 def test_dset_looks_at_the_coarsest_level_and_routes_to_three_of_six():
     model = build_detector("dset_r18", 4, ["pruner=dset"], pretrained=False)
-    assert model.pruner.scorer.levels == [2]
+    assert model.pruner.scorer.levels == [3]
     for layer in (*model.encoder.encoder[0].layers, *model.decoder.decoder.layers):
         assert (layer.moe.router.out_features, layer.moe.top_k) == (6, 3)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparse_dset.models.pruner.pruner import Decision, Pruner, children, inherit
+from sparse_dset.models.pruner.pruner import Decision, Pruner, children, grown, inherit
 from sparse_dset.models.pruner.scorer import TokenScorer
 from sparse_dset.models.pruner.selector import (
+    ByContent,
     Mass,
     Threshold,
     TokenSelector,
@@ -15,6 +16,7 @@ from sparse_dset.models.pruner.selector import (
 )
 
 __all__ = [
+    "ByContent",
     "Decision",
     "Mass",
     "Pruner",
@@ -24,6 +26,7 @@ __all__ = [
     "TopK",
     "check_keep_ratio",
     "children",
+    "grown",
     "inherit",
     "make_pruner",
     "make_selector",
@@ -37,17 +40,21 @@ def make_selector(
     mass: float,
     min_tokens: int,
     max_tokens: int | None,
+    calibration: Sequence[float] | None = None,
 ) -> TokenSelector:
     """Makes the selector called "topk", "threshold" or "mass" from the settings of all three."""
     check_keep_ratio(keep_ratio, "pruner.keep_ratio")
+    settings = tuple(calibration or ())
     match selector:
         case "topk":
             return TopK(min_tokens, max_tokens, keep_ratio)
         case "threshold":
-            return Threshold(min_tokens, max_tokens, threshold)
+            by_content: ByContent = Threshold(min_tokens, max_tokens, threshold, settings)
         case "mass":
-            return Mass(min_tokens, max_tokens, mass)
-    raise ValueError(f"pruner.selector must be topk, threshold or mass, got {selector!r}")
+            by_content = Mass(min_tokens, max_tokens, mass, settings)
+        case _:
+            raise ValueError(f"pruner.selector must be topk, threshold or mass, got {selector!r}")
+    return by_content.with_keep_ratio(keep_ratio) if settings else by_content
 
 
 def make_pruner(
@@ -59,6 +66,7 @@ def make_pruner(
     mass: float = 0.9,
     min_tokens: int = 1,
     max_tokens: int | None = None,
+    calibration: Sequence[float] | None = None,
     stage: str = "s5",
     levels: Sequence[str] | None = None,
     hidden: int = 64,
@@ -68,5 +76,5 @@ def make_pruner(
     scatter_levels: Sequence[str] = ("s5",),
 ) -> Pruner:
     """Makes a pruner from flat settings; see ``Pruner`` and the selectors for their meaning."""
-    rule = make_selector(selector, keep_ratio, threshold, mass, min_tokens, max_tokens)
+    rule = make_selector(selector, keep_ratio, threshold, mass, min_tokens, max_tokens, calibration)
     return Pruner(in_channels, rule, stage, levels, hidden, context, halo, gate, scatter_levels)

@@ -119,22 +119,46 @@ class TopK(TokenSelector):
         return replace(self, keep_ratio=keep_ratio)
 
 
-class _ByContent(TokenSelector):
+class ByContent(TokenSelector):
+    """Keeps as many cells as an image's scores ask for, by a setting between 0 and 1.
+
+    Attributes:
+        calibration: the settings that keep 0, ..., 100 % of a data set's cells on average, as many
+            as there are steps and one more; empty: not calibrated.
+    """
+
+    calibration: tuple[float, ...]
+
+    @abstractmethod
+    def with_setting(self, value: float) -> ByContent:
+        """Returns the selector with another setting."""
+
     def with_keep_ratio(self, keep_ratio: float) -> TokenSelector:
-        """Only 1 makes sense: it switches pruning off."""
-        if check_keep_ratio(keep_ratio) != 1.0:
+        """Returns the selector that keeps this share on average over the calibration's data.
+
+        Raises:
+            ValueError: the ratio is out of range, or below 1 without a calibration.
+        """
+        if check_keep_ratio(keep_ratio) == 1.0:
+            return self.relaxed(0.0)
+        if not self.calibration:
             raise ValueError(
-                f"keep_ratio = {keep_ratio} needs pruner.selector=topk; {type(self).__name__} "
-                "keeps what its own setting says"
+                f"keep_ratio = {keep_ratio} needs pruner.selector=topk or a calibration: "
+                f"{type(self).__name__} keeps what its own setting says until scripts/calibrate.py "
+                "has told it which settings keep how much"
             )
-        return self.relaxed(0.0)
+        place = keep_ratio * (len(self.calibration) - 1)
+        below = min(int(place), len(self.calibration) - 2)
+        lower, upper = self.calibration[below : below + 2]
+        return self.with_setting(lower + (upper - lower) * (place - below))
 
 
 @dataclass(frozen=True)
-class Threshold(_ByContent):
+class Threshold(ByContent):
     """Keeps the cells whose score, as a probability, reaches a threshold."""
 
     threshold: float = 0.5
+    calibration: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,16 +173,20 @@ class Threshold(_ByContent):
         reached = (ranked.sigmoid() >= self.threshold) & ranked.isfinite()
         return reached.sum(1)
 
+    def with_setting(self, value: float) -> Threshold:
+        return replace(self, threshold=value)
+
     def relaxed(self, progress: float) -> Threshold:
         threshold = progress * self.threshold
         return replace(self, threshold=threshold, max_tokens=self._cap(progress))
 
 
 @dataclass(frozen=True)
-class Mass(_ByContent):
+class Mass(ByContent):
     """Keeps the best cells that together hold a share of an image's probability mass."""
 
     mass: float = 0.9
+    calibration: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,6 +203,9 @@ class Mass(_ByContent):
         probability = ranked.sigmoid()
         before = probability.cumsum(1) - probability
         return (before < self.mass * probability.sum(1, keepdim=True)).sum(1)
+
+    def with_setting(self, value: float) -> Mass:
+        return replace(self, mass=value)
 
     def relaxed(self, progress: float) -> Mass:
         mass = 1.0 - progress + progress * self.mass

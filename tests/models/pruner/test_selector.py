@@ -138,3 +138,11 @@ def test_make_selector():
     assert make_selector("topk", 0.3, 0.4, 0.8, 2, 9) == TopK(2, 9, 0.3)
     assert make_selector("threshold", 0.3, 0.4, 0.8, 2, 9) == Threshold(2, 9, 0.4)
     assert make_selector("mass", 0.3, 0.4, 0.8, 2, 9) == Mass(2, 9, 0.8)
+
+
+def test_a_calibration_turns_keep_ratios_into_settings():
+    selector = make_selector("threshold", 0.25, 0.9, 0.9, 1, None, [0.8, 0.4, 0.0])
+    assert selector.threshold == pytest.approx(0.6)
+    assert selector.with_keep_ratio(0.75).threshold == pytest.approx(0.2)
+    assert selector.with_keep_ratio(1.0).keeps_all
+    assert make_selector("mass", 0.5, 0.9, 0.9, 1, None, [0.0, 0.7, 1.0]).mass == 0.7

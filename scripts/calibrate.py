@@ -1,0 +1,100 @@
+"""Finds the settings with which a checkpoint's pruner keeps what the content asks for.
+
+``python scripts/calibrate.py checkpoint=x.pt selector=threshold keep_ratio=0.2`` writes them into
+the checkpoint. The count then differs from image to image, and the keep ratio is its average over
+the validation data.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from sparse_dset.analysis.benchmark import open_validation_set
+from sparse_dset.analysis.table import markdown_table
+from sparse_dset.config import build_from_config, check_command_line, check_config
+from sparse_dset.engine.calibrate import (
+    calibrate,
+    centres_kept,
+    kept_cells,
+    mean_share,
+    score_dataset,
+)
+from sparse_dset.engine.checkpoint import load_checkpoint, load_detector, replace_config
+from sparse_dset.engine.distributed import process_group
+from sparse_dset.engine.evaluate import evaluation_loader
+from sparse_dset.engine.loggers import append_row, environment
+from sparse_dset.models.pruner import ByContent, TopK, check_keep_ratio
+
+SHOWN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+
+
+def _check(plain: dict[str, Any]) -> None:
+    check_keep_ratio(plain["keep_ratio"])
+    if plain["selector"] not in ("threshold", "mass"):
+        raise ValueError(f"selector must be threshold or mass, got {plain['selector']!r}")
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="calibrate")
+def main(cfg: DictConfig) -> None:
+    """Calibrates, writes the checkpoint and a row, and prints what is kept at some ratios."""
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    config = load_checkpoint(cfg.checkpoint)["config"]
+    settings = {"selector": cfg.selector, "keep_ratio": cfg.keep_ratio, "calibration": None}
+    config = _with_pruner(config, settings)
+    model = load_detector(cfg.checkpoint)
+    selector = build_from_config(config, pretrained=False).pruner.selector
+    assert isinstance(selector, ByContent)
+    asked = check_config(cfg).get("data")
+    dataset = open_validation_set(asked or config["data"], cfg.size, config["model"]["class_names"])
+    with process_group(cfg.device) as device:
+        loader = evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers)
+        scored = score_dataset(model.to(device), loader, device=device)
+    halo = model.pruner.halo
+    found = calibrate(selector, scored, halo)
+    config = _with_pruner(config, {"calibration": list(found)})
+    destination = cfg.output or cfg.checkpoint
+    replace_config(cfg.checkpoint, destination, config)
+
+    calibrated = build_from_config(config, pretrained=False).pruner.selector
+    same_count = TopK(selector.min_tokens, selector.max_tokens)
+    table = []
+    for ratio in SHOWN:
+        rules = [calibrated.with_keep_ratio(ratio), same_count.with_keep_ratio(ratio)]
+        content, count = (kept_cells(rule, scored, halo) for rule in rules)
+        setting = getattr(rules[0], cfg.selector)
+        shares = mean_share(content, scored), centres_kept(content, scored)
+        table.append([ratio, setting, *shares, centres_kept(count, scored)])
+    row = {
+        "kind": "calibrate",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "checkpoint": str(destination),
+        "data": str(dataset.annotations),
+        "selector": cfg.selector,
+        "columns": ["keep_ratio", "setting", "kept", "centres", "centres_same_count"],
+        "rows": table,
+        "environment": environment(device),
+    }
+    append_row(Path(cfg.output_dir) / "results.jsonl", row)
+    names = ["keep ratio", cfg.selector, "kept %", "objects kept %", "objects kept % (topk)"]
+    cells = [[f"{r:g}", f"{s:.4g}", *(f"{100 * x:.1f}" for x in rest)] for r, s, *rest in table]
+    print(f"{destination}: {cfg.selector}, {cfg.keep_ratio:g} of {dataset.annotations} on average")
+    print("an object is kept where the cell of its centre is\n")
+    print(markdown_table(names, cells))
+
+
+def _with_pruner(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns a detector's configuration with other settings of its pruner."""
+    model = config["model"]
+    return {**config, "model": {**model, "pruner": {**model["pruner"], **settings}}}
+
+
+if __name__ == "__main__":
+    check_command_line("calibrate", _check)
+    main()
