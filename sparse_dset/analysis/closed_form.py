@@ -44,7 +44,8 @@ def closed_form_flops(
     Args:
         config: a composed configuration with the key ``model``.
         kept: bool ``[B, H_l, W_l]`` per level, finest first, as ``DetectorOutput.kept`` holds it:
-            all valid cells where the execution prunes nothing.
+            all valid cells where the execution prunes nothing. Without padding where
+            ``pruner.stage`` is s2: nothing is said of stride 4 here.
         execution: "dense", "dense_scatter", "sparse" or "masked".
         valid: bool ``[B, H_l, W_l]``, the cells that are not padding; None: all.
         forced: the tokens were forced, so the scorer did not run.
@@ -67,14 +68,15 @@ def closed_form_flops(
     scattered = execution == "dense_scatter"
     after = [_Level(mask, False) for mask in valid] if scattered else before
 
-    backbone, channels = _backbone(model["backbone"], 32 * height, 32 * width)
+    made, read = _backbone_levels(model["pruner"]["stage"], kept, execution)
+    backbone, channels = _backbone(model["backbone"], made, read)
     scored = execution != "dense" and not forced
     pruner = batch * height * width * _scorer(model["pruner"], channels) if scored else 0
     decoder, sampling = _decoder(model["decoder"], model["num_classes"], after)
     flops = {
-        "backbone": batch * backbone,
+        "backbone": backbone,
         "pruner": pruner,
-        "encoder": pruner + _encoder(model["encoder"], channels, before),
+        "encoder": pruner + _encoder(model["encoder"], channels[1:], before),
         "neck": _neck(model["encoder"], after),
         "decoder": decoder,
     }
@@ -103,16 +105,16 @@ class _Level:
     def per_image(self) -> list[int]:
         return self.tokens.flatten(1).sum(1).tolist()
 
-    def taps(self, source: _Level, stride: int) -> int:
-        """Counts what 3x3 windows around the rows see in ``source``, padding 1."""
+    def taps(self, source: _Level, stride: int, size: int = 3) -> int:
+        """Counts what windows around the rows see in ``source``, with "same" padding."""
         if not self.sparse:
-            return 9 * self.rows()
+            return size**2 * self.rows()
         _, height, width = self.tokens.shape
-        padded = F.pad(source.tokens, (1, 1, 1, 1))
+        padded = F.pad(source.tokens, (size // 2,) * 4)
         return sum(
             int((seen & self.tokens).sum())
-            for y in range(3)
-            for x in range(3)
+            for y in range(size)
+            for x in range(size)
             for seen in [
                 padded[:, y : y + stride * height : stride, x : x + stride * width : stride]
             ]
@@ -136,59 +138,84 @@ def _feed_forward(rows: int, width: int, hidden: int, moe: Mapping[str, Any] | N
     return _linear(rows, width, moe["num_experts"]) + moe["top_k"] * one
 
 
-def _backbone(backbone: Mapping[str, Any], height: int, width: int) -> tuple[int, list[int]]:
-    """Returns one image's FLOPs and the channels of the levels."""
+def _backbone_levels(
+    stage: str, kept: Sequence[Tensor], execution: str
+) -> tuple[list[_Level], list[_Level]]:
+    """Returns the backbone's four maps as they are made and as the next stage reads them."""
+    finest = kept[0].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    masks, last_early = [finest, *kept], ("s2", "s3", "s4", "s5").index(stage)
+    pruned = execution == "sparse" and last_early < 3
+    made = [_Level(mask, pruned and i > last_early) for i, mask in enumerate(masks)]
+    read = [_Level(mask, pruned and i >= last_early) for i, mask in enumerate(masks)]
+    return made, read
+
+
+def _backbone(
+    backbone: Mapping[str, Any], made: Sequence[_Level], read: Sequence[_Level]
+) -> tuple[int, list[int]]:
+    """Returns the FLOPs and the channels of the four maps."""
     if backbone.get("depth") in _RESNET_BLOCKS:
-        return _resnet(backbone["depth"], height * width)
+        return _resnet(backbone["depth"], made, read)
     if backbone.get("name") == "efficientnet_lite0":
-        return _lite0(height * width), [40, 112, 320]
+        return _lite0(made, read), [24, 40, 112, 320]
     raise ValueError(
         f"there is no closed form for backbone {dict(backbone)}; there are ResNet-vd of depth "
         f"{', '.join(map(str, _RESNET_BLOCKS))} and efficientnet_lite0"
     )
 
 
-def _resnet(depth: int, pixels: int) -> tuple[int, list[int]]:
+def _resnet(depth: int, made: Sequence[_Level], read: Sequence[_Level]) -> tuple[int, list[int]]:
     bottleneck = depth >= 50
-    cells = pixels // 4
-    flops = 2 * cells * 9 * (3 * 32 + 32 * 32 + 32 * 64)
-    cells, inputs, outputs = cells // 4, 64, []
+    flops = 2 * 4 * made[0].tokens.numel() * 9 * (3 * 32 + 32 * 32 + 32 * 64)
+    inputs, outputs = 64, []
     for stage, blocks in enumerate(_RESNET_BLOCKS[depth]):
-        hidden = 64 * 2**stage
+        level, hidden = made[stage], 64 * 2**stage
         out = 4 * hidden if bottleneck else hidden
         for block in range(blocks):
-            entered = cells
+            strided = block == 0 and stage > 0
+            source, stride = (read[stage - 1], 2) if strided else (level, 1)
             if block == 0:
-                cells = cells if stage == 0 else cells // 4
-                flops += 2 * cells * inputs * out  # the shortcut, after its pooling
+                flops += _linear(level.rows(), inputs, out)  # the shortcut, after its pooling
             if bottleneck:
-                flops += 2 * entered * inputs * hidden
-                flops += 2 * cells * (9 * hidden * hidden + hidden * out)
+                flops += _linear(source.rows(), inputs, hidden) + _linear(level.rows(), hidden, out)
+                flops += 2 * level.taps(source, stride) * hidden**2
             else:
-                flops += 2 * cells * 9 * (inputs * out + out * out)
+                flops += 2 * level.taps(source, stride) * inputs * out
+                flops += 2 * level.taps(level, 1) * out**2
             inputs = out
         outputs.append(out)
-    return flops, outputs[1:]
+    return flops, outputs
 
 
-def _lite0(pixels: int) -> int:
-    cells, inputs = pixels // 4, 32
-    flops = 2 * cells * 9 * 3 * inputs
+def _lite0(made: Sequence[_Level], read: Sequence[_Level]) -> int:
+    stride2 = made[0].tokens.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    level, reading, position, inputs = _Level(stride2, False), _Level(stride2, False), -1, 32
+    flops = 2 * level.rows() * 9 * 3 * inputs
     for kernel, first_stride, expansion, out, blocks in _LITE0_STAGES:
         for block in range(blocks):
-            hidden = inputs * expansion
+            stride = first_stride if block == 0 else 1
+            hidden, source = inputs * expansion, level if stride == 1 else reading
             if expansion > 1:
-                flops += 2 * cells * inputs * hidden
-            cells //= first_stride**2 if block == 0 else 1
-            flops += 2 * cells * hidden * (kernel**2 + out)  # depthwise, then projection
+                flops += _linear(source.rows(), inputs, hidden)
+            if stride == 2:
+                position += 1
+                level, reading = made[position], read[position]
+            flops += 2 * level.taps(source, stride, kernel) * hidden  # depthwise, then projection
+            flops += _linear(level.rows(), hidden, out)
             inputs = out
     return flops
 
 
 def _scorer(pruner: Mapping[str, Any], channels: Sequence[int]) -> int:
     """One stride-32 cell: mean and maximum of the seen levels through an MLP."""
-    seen = sum(c for c, name in zip(channels, ("s3", "s4", "s5")) if name in pruner["levels"])
-    return _linear(1, 2 * seen, pruner["hidden"], 1)
+    names = ("s2", "s3", "s4", "s5")
+    last_early = names.index(pruner["stage"])
+    default = names[1:] if last_early == 3 else names[: last_early + 1]
+    levels = pruner["levels"] or default
+    seen = sum(c for c, name in zip(channels, names, strict=True) if name in levels)
+    hidden, context = pruner["hidden"], pruner["context"]
+    mixing = 2 * context**2 * hidden**2 if context > 1 else 0
+    return _linear(1, 2 * seen, hidden, 1) + mixing
 
 
 def _encoder(encoder: Mapping[str, Any], channels: Sequence[int], levels: Sequence[_Level]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -91,6 +92,41 @@ def test_forced_masks_of_unequal_images(name: str, shares: list[float], executio
     computed = closed_form_flops(config_of(name), kept, execution, forced=True)
     assert_equal_integers(counted, computed)
     assert counted["pruner"] == 0
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("name", ["r18", "r50", "lite0"])
+@pytest.mark.parametrize("stage", ["s2", "s3"])
+def test_early_decisions(stage: str, name: str, execution: str) -> None:
+    overrides = [f"pruner.stage={stage}", "pruner.context=3", "pruner.halo=1"]
+    model, images = built(name, *overrides), torch.rand(2, 3, 96, 160)
+    options = {"execution": execution, "keep_ratio": 0.2}
+    kept = model(images, **options).kept
+    counted = count_flops(model, images, **options)
+    assert_equal_integers(counted, closed_form_flops(config_of(name, *overrides), kept, execution))
+    forced = nested_masks(96, 160, [0.5, 0.0])
+    if stage == "s3":  # nothing is forced at stride 4
+        counted = count_flops(model, images, execution=execution, kept=forced)
+        kept = model(images, execution=execution, kept=forced).kept
+        computed = closed_form_flops(config_of(name, *overrides), kept, execution, forced=True)
+        assert_equal_integers(counted, computed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [("r18", (0.42, 0.51, 0.61, 0.71)), ("r50", (0.34, 0.45, 0.58, 0.70))],
+)
+def test_what_an_early_decision_leaves_of_plain_dense(name: str, limits: Sequence[float]) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 640, 640)
+    model = copy.deepcopy(built(name, "pruner.stage=s3"))
+    plain = count_flops(model, images, execution="dense")["total"]
+    model.fuse()
+    for keep_ratio, limit in zip((0.1, 0.3, 0.5, 0.7), limits, strict=True):
+        left = count_flops(model, images, execution="sparse", keep_ratio=keep_ratio)
+        assert left["pruner"] > 0
+        assert left["total"] / plain <= limit
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
