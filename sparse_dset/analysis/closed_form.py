@@ -207,15 +207,22 @@ def _lite0(made: Sequence[_Level], read: Sequence[_Level]) -> int:
 
 
 def _scorer(pruner: Mapping[str, Any], channels: Sequence[int]) -> int:
-    """One stride-32 cell: mean and maximum of the seen levels through an MLP."""
+    """One stride-32 cell: mean and maximum of the seen levels through an MLP, perhaps with small
+    convolutions before the pooling."""
     names = ("s2", "s3", "s4", "s5")
     last_early = names.index(pruner["stage"])
     default = names[1:] if last_early == 3 else names[: last_early + 1]
     levels = pruner["levels"] or default
     seen = sum(c for c, name in zip(channels, names, strict=True) if name in levels)
-    hidden, context = pruner["hidden"], pruner["context"]
+    hidden, context, local = pruner["hidden"], pruner["context"], pruner["local"]
     mixing = 2 * context**2 * hidden**2 if context > 1 else 0
-    return _linear(1, 2 * seen, hidden, 1) + mixing
+    if not local:
+        return _linear(1, 2 * seen, hidden, 1) + mixing
+    looking = 0
+    for i, name in enumerate(names):
+        if name in levels:
+            looking += (8 >> i) ** 2 * (_linear(1, channels[i], local) + 2 * 9 * local**2)
+    return looking + _linear(1, 2 * local * len(levels), hidden, 1) + mixing
 
 
 def _encoder(encoder: Mapping[str, Any], channels: Sequence[int], levels: Sequence[_Level]) -> int:

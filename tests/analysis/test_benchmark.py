@@ -392,5 +392,38 @@ def test_a_checkpoint_is_benchmarked_and_evaluated_on_its_own_data(
     assert "leave out ['model=nano']" in capsys.readouterr().err
 
 
+def test_a_calibrated_checkpoint_follows_the_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from sparse_dset.engine.checkpoint import load_detector
+
+    checkpoint = tmp_path / "x.pt"
+    save_nano(checkpoint, coco_config(tmp_path))
+    common = [f"checkpoint={checkpoint}", f"output_dir={tmp_path}"]
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, "calibrate.py", *common, "keep_ratio=1.5")
+    assert "keep_ratio must be in (0, 1]" in capsys.readouterr().err
+    run_script(monkeypatch, "calibrate.py", *common, "keep_ratio=0.5")
+    selector = load_detector(checkpoint).pruner.selector
+    assert isinstance(selector, Threshold)
+    assert len(selector.calibration) == 101
+
+    quick = ["warmup=1", "repeats=1"]
+    run_script(monkeypatch, "evaluate.py", *common, "execution=sparse")
+    run_script(monkeypatch, "benchmark.py", *common, *quick, "keep_ratios=[0.5]", "evaluate=false")
+    run_script(monkeypatch, "scale.py", *common, *quick, "widths=[96,192]", "keep_ratio=0.5")
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == [
+        "calibrate",
+        "evaluate",
+        *["benchmark"] * 3,
+        *["scale"] * 4,
+    ]
+    half = next(row for row in rows[0]["rows"] if row[0] == 0.5)
+    assert half[1] == pytest.approx(selector.threshold)
+    assert rows[1]["metrics"]["kept_s5"] == pytest.approx(half[2])
+    assert (tmp_path / "scale.png").is_file()
+
+
 def test_an_arm_made_from_another_has_its_own_name() -> None:
     assert replace(Arm("sparse", 0.5), keep_ratio=0.3).name == "sparse@0.3"

@@ -98,7 +98,7 @@ def test_forced_masks_of_unequal_images(name: str, shares: list[float], executio
 @pytest.mark.parametrize("name", ["r18", "r50", "lite0"])
 @pytest.mark.parametrize("stage", ["s2", "s3"])
 def test_early_decisions(stage: str, name: str, execution: str) -> None:
-    overrides = [f"pruner.stage={stage}", "pruner.context=3", "pruner.halo=1"]
+    overrides = [f"pruner.stage={stage}", "pruner.context=3", "pruner.local=8", "pruner.halo=1"]
     model, images = built(name, *overrides), torch.rand(2, 3, 96, 160)
     options = {"execution": execution, "keep_ratio": 0.2}
     kept = model(images, **options).kept
@@ -120,7 +120,7 @@ def test_early_decisions(stage: str, name: str, execution: str) -> None:
 def test_what_an_early_decision_leaves_of_plain_dense(name: str, limits: Sequence[float]) -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 3, 640, 640)
-    model = copy.deepcopy(built(name, "pruner.stage=s3"))
+    model = copy.deepcopy(built(name, "pruner=early"))
     plain = count_flops(model, images, execution="dense")["total"]
     model.fuse()
     for keep_ratio, limit in zip((0.1, 0.3, 0.5, 0.7), limits, strict=True):

@@ -143,7 +143,7 @@ def test_images_of_a_batch_do_not_see_each_other(make_detector):
 def test_the_gate_trains_an_early_scorer(make_detector, make_targets, assert_same_gradients):
     batch, targets, models = _images(2), make_targets(2, 1), {}
     for execution in ("sparse", "masked"):
-        settings = "pruner.stage=s3", "pruner.gate=true", "pruner.context=3"
+        settings = "pruner=early", "pruner.gate=true"
         models[execution] = model = make_detector("nano", *settings).train()
         torch.manual_seed(5)
         losses = model(batch, targets, execution=execution, keep_ratio=0.5).losses

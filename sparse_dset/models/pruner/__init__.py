@@ -71,10 +71,13 @@ def make_pruner(
     levels: Sequence[str] | None = None,
     hidden: int = 64,
     context: int = 1,
+    local: int = 0,
     halo: int = 0,
     gate: bool = False,
     scatter_levels: Sequence[str] = ("s5",),
 ) -> Pruner:
     """Makes a pruner from flat settings; see ``Pruner`` and the selectors for their meaning."""
     rule = make_selector(selector, keep_ratio, threshold, mass, min_tokens, max_tokens, calibration)
-    return Pruner(in_channels, rule, stage, levels, hidden, context, halo, gate, scatter_levels)
+    return Pruner(
+        in_channels, rule, stage, levels, hidden, context, local, halo, gate, scatter_levels
+    )

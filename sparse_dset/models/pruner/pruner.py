@@ -37,7 +37,7 @@ class Pruner(nn.Module):
             after stride 4, so that the later stages of the backbone run on kept sites only.
         levels: which maps the scorer sees; None: all that are there at ``stage``, but "s2" only
             where the decision is early.
-        hidden, context: see ``TokenScorer``.
+        hidden, context, local: see ``TokenScorer``.
         halo: cells around the selected ones that are kept too, so that those at an edge see more.
         gate: let the detection loss train the scorer: kept features are multiplied by a gate
             whose value is 1 and whose gradient is that of the score (straight-through).
@@ -52,6 +52,7 @@ class Pruner(nn.Module):
         levels: Sequence[str] | None = None,
         hidden: int = 64,
         context: int = 1,
+        local: int = 0,
         halo: int = 0,
         gate: bool = False,
         scatter_levels: Sequence[str] = ("s5",),
@@ -71,7 +72,7 @@ class Pruner(nn.Module):
             )
         if halo < 0:
             raise ValueError(f"pruner.halo must be 0 or more cells, got {halo}")
-        self.scorer = TokenScorer(in_channels, levels, hidden, context)
+        self.scorer = TokenScorer(in_channels, levels, hidden, context, local)
         self.selector = selector
         self.halo = halo
         self.gate = gate

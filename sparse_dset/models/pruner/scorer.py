@@ -22,6 +22,9 @@ def level_index(name: str) -> int:
 class TokenScorer(nn.Module):
     """An MLP over what the chosen levels show of each cell (mean and maximum of the cell).
 
+    What a cell of 32 x 32 pixels holds is easier to tell before it is pooled: with ``local``, two
+    small convolutions look at each level's own sites first.
+
     Args:
         in_channels: channels of the backbone's levels, finest first.
         levels: which of them to look at; DSET looks at s5 only, where small objects are hardest to
@@ -29,10 +32,16 @@ class TokenScorer(nn.Module):
         hidden: width of the hidden layer.
         context: how far a cell sees, in cells of a side, odd: 1 is the cell alone, 3 its
             neighbours too.
+        local: channels of the convolutions before the pooling; 0: none, as in DSET.
     """
 
     def __init__(
-        self, in_channels: Sequence[int], levels: Sequence[str], hidden: int, context: int = 1
+        self,
+        in_channels: Sequence[int],
+        levels: Sequence[str],
+        hidden: int,
+        context: int = 1,
+        local: int = 0,
     ) -> None:
         super().__init__()
         self.levels = sorted(level_index(name) for name in levels)
@@ -40,7 +49,10 @@ class TokenScorer(nn.Module):
             raise ValueError(f"pruner.levels is empty: name at least one of {', '.join(LEVELS)}")
         if context < 1 or context % 2 == 0:
             raise ValueError(f"pruner.context must be odd, 1 or more, got {context}")
-        width = 2 * sum(in_channels[i] for i in self.levels)
+        if local < 0:
+            raise ValueError(f"pruner.local must be 0 or more channels, got {local}")
+        self.local = nn.ModuleList(_look(in_channels[i], local) for i in self.levels if local)
+        width = 2 * sum(local or in_channels[i] for i in self.levels)
         self.norm = nn.LayerNorm(width)
         last = nn.Linear(hidden, 1)
         nn.init.constant_(last.bias, -2.0)  # most cells are empty
@@ -60,12 +72,24 @@ class TokenScorer(nn.Module):
             valid: bool ``[B, H, W]``, the cells that are not padding.
         """
         seen = []
-        for i in self.levels:
+        for place, i in enumerate(self.levels):
             size = 8 >> i
-            seen += [F.avg_pool2d(features[i], size), F.max_pool2d(features[i], size)]
+            x = features[i]
+            if self.local:
+                there = valid.repeat_interleave(size, 1).repeat_interleave(size, 2).unsqueeze(1)
+                x = self.local[place](x) * there
+            seen += [F.avg_pool2d(x, size), F.max_pool2d(x, size)]
         cells = torch.cat(seen, dim=1).permute(0, 2, 3, 1)
         hidden = self.mlp[:2](self.norm(cells))
         if self.mix is not None:
             around = (hidden * valid.unsqueeze(-1)).permute(0, 3, 1, 2)
             hidden = hidden + F.gelu(self.mix(around)).permute(0, 2, 3, 1)
         return self.mlp[2](hidden).squeeze(-1)
+
+
+def _look(in_channels: int, channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 1, bias=False),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.GELU(),
+    )

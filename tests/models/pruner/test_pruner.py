@@ -71,11 +71,14 @@ def test_how_far_a_cell_sees(context, expected):
     assert changed == expected
 
 
-def test_padding_is_no_context():
-    pruner, features = make_pruner(CHANNELS, context=3).double(), _features(1)
+@pytest.mark.parametrize("local", [0, 5])
+def test_padding_is_no_context(local):
+    pruner, features = make_pruner(CHANNELS, context=3, local=local).double(), _features(1)
     torch.nn.init.normal_(pruner.scorer.mix.weight)
     valid = _full(features)[-1]
     valid[:, :, 2] = False
+    for f in features:
+        f[..., f.shape[-1] // 3 * 2 :] = 0.0  # as the backbone leaves it
     alone = [f[..., : f.shape[-1] // 3 * 2] for f in features]
     scores = pruner.scorer(features, valid)
     torch.testing.assert_close(scores[:, :, :2], pruner.scorer(alone, valid[:, :, :2]))
@@ -99,7 +102,8 @@ def test_the_scorer_sees_what_is_there(stage, levels, seen):
         ({"stage": "s4"}, "s2, s3, s5"),
         ({"stage": "s3", "levels": ["s3", "s4"]}, "s4, which is not there yet .* among s2, s3"),
         ({"context": 2}, "odd"),
-        ({"halo": -1}, "0 or more"),
+        ({"local": -1}, "0 or more channels"),
+        ({"halo": -1}, "0 or more cells"),
         ({"scatter_levels": ["s2"]}, "among s3, s4, s5"),
     ],
 )

@@ -1,0 +1,74 @@
+"""Measures how time grows with the image where the number of objects stays the same.
+
+``python scripts/scale.py checkpoint=x.pt`` puts a picture on larger and larger canvases.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from sparse_dset.analysis.benchmark import open_validation_set, plan_arms
+from sparse_dset.analysis.scale import measure_scale, plot_scale, summarize
+from sparse_dset.analysis.table import markdown_table
+from sparse_dset.config import check_command_line, check_config
+from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
+from sparse_dset.engine.loggers import append_row
+
+
+def _check(plain: dict[str, Any]) -> None:
+    keep_ratio = plain["keep_ratio"]
+    plan_arms(plain["executions"], [1.0 if keep_ratio is None else keep_ratio])
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="scale")
+def main(cfg: DictConfig) -> None:
+    """Measures, prints a table and writes rows and a plot."""
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    config = load_checkpoint(cfg.checkpoint)["config"]
+    asked = check_config(cfg).get("data")
+    dataset = open_validation_set(asked or config["data"], None, config["model"]["class_names"])
+    image, target = dataset[cfg.image]
+    folder, rows = Path(cfg.output_dir), []
+    for row in measure_scale(
+        load_detector(cfg.checkpoint),
+        image,
+        list(cfg.widths),
+        list(cfg.executions),
+        keep_ratio=cfg.keep_ratio,
+        warmup=cfg.warmup,
+        repeats=cfg.repeats,
+    ):
+        now = time.strftime("%Y-%m-%dT%H:%M:%S")
+        append_row(folder / "results.jsonl", {**row, "time": now, "checkpoint": cfg.checkpoint})
+        rows.append(row)
+    plot_scale(rows, folder / "scale.png")
+    print(f"one picture with {len(target['labels'])} objects on canvases of several widths\n")
+    cells = [
+        [r["width"], r["execution"], r["kept_cells"], f"{r['latency_ms']['median']:.1f}"]
+        for r in rows
+    ]
+    print(markdown_table(["width", "execution", "kept cells", "ms"], cells))
+    names = ["execution", "time grows by", "exponent of pixels", "ms per further megapixel"]
+    sums = [
+        [
+            s["execution"],
+            f"{s['growth']:.2f}x",
+            f"{s['exponent']:.2f}",
+            f"{s['ms_per_megapixel']:.1f}",
+        ]
+        for s in summarize(rows)
+    ]
+    print(markdown_table(names, sums))
+    print(f"rows and plot: {folder}")
+
+
+if __name__ == "__main__":
+    check_command_line("scale", _check)
+    main()
