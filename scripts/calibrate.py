@@ -47,16 +47,18 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.threads)
     config = load_checkpoint(cfg.checkpoint)["config"]
     settings = {"selector": cfg.selector, "keep_ratio": cfg.keep_ratio, "calibration": None}
+    if cfg.halo is not None:
+        settings["halo"] = cfg.halo
     config = _with_pruner(config, settings)
     model = load_detector(cfg.checkpoint)
-    selector = build_from_config(config, pretrained=False).pruner.selector
+    pruner = build_from_config(config, pretrained=False).pruner
+    selector, halo = pruner.selector, pruner.halo
     assert isinstance(selector, ByContent)
     asked = check_config(cfg).get("data")
     dataset = open_validation_set(asked or config["data"], cfg.size, config["model"]["class_names"])
     with process_group(cfg.device) as device:
         loader = evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers)
         scored = score_dataset(model.to(device), loader, device=device)
-    halo = model.pruner.halo
     found = calibrate(selector, scored, halo)
     config = _with_pruner(config, {"calibration": list(found)})
     destination = cfg.output or cfg.checkpoint

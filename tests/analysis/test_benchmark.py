@@ -26,6 +26,7 @@ from sparse_dset.analysis.benchmark import (
     sample_images,
 )
 from sparse_dset.config import check_command_line
+from sparse_dset.models.pruner import Threshold
 
 SCRIPTS = Path(benchmark.__file__).resolve().parents[2] / "scripts"
 
