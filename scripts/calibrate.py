@@ -72,7 +72,8 @@ def main(cfg: DictConfig) -> None:
         content, count = (kept_cells(rule, scored, halo) for rule in rules)
         setting = getattr(rules[0], cfg.selector)
         shares = mean_share(content, scored), centres_kept(content, scored)
-        table.append([ratio, setting, *shares, centres_kept(count, scored)])
+        # With a halo the same count of selected cells is not the same count of kept ones.
+        table.append([ratio, setting, *shares, None if halo else centres_kept(count, scored)])
     row = {
         "kind": "calibrate",
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -85,7 +86,10 @@ def main(cfg: DictConfig) -> None:
     }
     append_row(Path(cfg.output_dir) / "results.jsonl", row)
     names = ["keep ratio", cfg.selector, "kept %", "objects kept %", "objects kept % (topk)"]
-    cells = [[f"{r:g}", f"{s:.4g}", *(f"{100 * x:.1f}" for x in rest)] for r, s, *rest in table]
+    cells = [
+        [f"{r:g}", f"{s:.4g}", *("-" if x is None else f"{100 * x:.1f}" for x in rest)]
+        for r, s, *rest in table
+    ]
     print(f"{destination}: {cfg.selector}, {cfg.keep_ratio:g} of {dataset.annotations} on average")
     print("an object is kept where the cell of its centre is\n")
     print(markdown_table(names, cells))

@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     plot_scale(rows, folder / "scale.png")
     print(f"one picture with {len(target['labels'])} objects on canvases of several widths\n")
     cells = [
-        [r["width"], r["execution"], r["kept_cells"], f"{r['latency_ms']['median']:.1f}"]
+        [str(r["width"]), r["execution"], str(r["kept_cells"]), f"{r['latency_ms']['median']:.1f}"]
         for r in rows
     ]
     print(markdown_table(["width", "execution", "kept cells", "ms"], cells))

@@ -90,7 +90,8 @@ def pad_batch(images: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Geom
                 "and bottom; other padding is not supported"
             )
     bottom, right = -height % STRIDES[-1], -width % STRIDES[-1]
-    images = F.pad(images, (0, right, 0, bottom))
+    if bottom or right:
+        images = F.pad(images, (0, right, 0, bottom))
     size = (height + bottom, width + right)
     smaller = padding_mask is not None and bool(padding_mask.any())
     geometry = Geometry(sizes, size, bool(bottom or right or smaller))

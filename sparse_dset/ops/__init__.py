@@ -16,13 +16,16 @@ from sparse_dset.ops.sparse_conv import (
     sparse_conv2d,
     use_backend,
 )
+from sparse_dset.ops.strips import ConvWeights, inverted_residual, worth_strips
 
 __all__ = [
+    "ConvWeights",
     "available_backends",
     "backend_problems",
     "dense_conv2d",
     "dense_deform_attn",
     "depthwise_conv2d",
+    "inverted_residual",
     "pointwise_conv",
     "project_and_sample",
     "resolve_backend",
@@ -32,4 +35,5 @@ __all__ = [
     "sparse_conv2d",
     "sparse_deform_attn",
     "use_backend",
+    "worth_strips",
 ]

@@ -41,7 +41,7 @@ def dense_conv2d(
             dense_conv2d, (x,), x, weight, bias, stride=stride, activation=activation, addend=addend
         )
     size, groups = weight.shape[-1], x.shape[1] // weight.shape[1]
-    if _runs_kernels(x):
+    if runs_kernels(x):
         if groups == 1 and size == 1 and stride == 1:
             more = None if addend is None else _rows(addend)
             out = pointwise_conv(_rows(x), weight.flatten(1), bias, activation, more)
@@ -72,7 +72,7 @@ def rows_conv2d(
     There are no checks where the C++ kernels run. They stream weights through the caches, so that
     every line of Python between them is read from memory again.
     """
-    if not _runs_kernels(rows):
+    if not runs_kernels(rows):
         out = sparse_conv2d(rows, weight, bias, support, stride, target)
         return activate(out if addend is None else out.add_(addend), activation, inplace=True)
     if stride == 1:
@@ -100,7 +100,7 @@ def pointwise_conv(
         addend: ``[M, C_out]``, added before the activation.
         addend_rows: int64 ``[N]``, which row of ``addend`` each row gets; None: its own.
     """
-    if _runs_kernels(rows):
+    if runs_kernels(rows):
         return _OPS.pointwise_conv_cpu.default(rows, weight, bias, addend, addend_rows, activation)
     out = F.linear(rows, weight, bias)
     if addend is not None:
@@ -116,7 +116,8 @@ def _map(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
     return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _runs_kernels(x: Tensor) -> bool:
+def runs_kernels(x: Tensor) -> bool:
+    """Tells whether the C++ kernels compute with this tensor."""
     backend = chosen()[0]
     return (
         (backend == "cpu" or (backend == "auto" and not native.unavailable_reason()))

@@ -32,3 +32,12 @@ def test_it_cannot_be_trained(make_detector):
     assert not detector.training
     with pytest.raises(RuntimeError, match="cannot be trained"):
         detector.train()
+
+
+@torch.no_grad()
+def test_large_maps_of_inverted_residuals(make_detector):
+    """Large enough for strips."""
+    model, images = make_detector("nano", dtype=torch.float32), torch.rand(2, 3, 320, 352)
+    expected = model.backbone(images)
+    for ours, theirs in zip(model.fuse().backbone(images), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)

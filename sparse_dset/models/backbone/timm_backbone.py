@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
 from sparse_dset.models.backbone.base import Backbone, channels_last
@@ -19,7 +20,7 @@ from sparse_dset.models.backbone.flow import (
 )
 from sparse_dset.models.geometry import STRIDES
 from sparse_dset.models.layers import FeatureMap, Fusable, fold_norm, fused_conv2d
-from sparse_dset.ops import dense_conv2d
+from sparse_dset.ops import ConvWeights, dense_conv2d, inverted_residual, worth_strips
 from sparse_dset.ops.activations import activate
 from sparse_dset.structures import Support
 
@@ -83,6 +84,7 @@ class TimmBackbone(Backbone, Fusable):
     def fused(self) -> TimmBackbone:
         """Folds normalisations into the convolutions before them."""
         _fuse_norms(self.model, torch.rand(1, 3, 64, 64).to(self.mean))
+        _fuse_blocks(self.model)
         return self
 
     def forward(
@@ -92,7 +94,8 @@ class TimmBackbone(Backbone, Fusable):
         onto: Sequence[Support] = (),
     ) -> list[FeatureMap]:
         if isinstance(x, Tensor) and levels.start == 0:
-            x = channels_last((x - self.mean) / self.std)
+            scale = self.std.reciprocal()  # in one pass over the image
+            x = channels_last(torch.addcmul(-self.mean * scale, x, scale))
         if self._steps is None:
             if levels != range(4):
                 raise ValueError(
@@ -158,18 +161,59 @@ class _FusedConv2d(nn.Module):
         self.dilation, self.groups = conv.dilation, conv.groups
         self.activation = activation
 
+    @property
+    def is_same(self) -> bool:
+        """Whether ``dense_conv2d`` computes it."""
+        return is_same_convolution(
+            self.weight, self.stride, self.padding, self.dilation, self.groups
+        )
+
     def forward(self, x: Tensor | Flow) -> Tensor | Flow:
-        layout = self.stride, self.padding, self.dilation, self.groups
         options = self.weight, self.bias, self.stride[0], self.activation
         if isinstance(x, Flow):
-            check_same_convolution(self.weight, *layout)
+            check_same_convolution(
+                self.weight, self.stride, self.padding, self.dilation, self.groups
+            )
             return x.step(lambda m, onto: fused_conv2d(m, *options, onto), self.stride[0])
-        if is_same_convolution(self.weight, *layout):
+        if self.is_same:
             return dense_conv2d(x, *options)
         out = F.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
         return activate(out, self.activation, inplace=True)
+
+
+class _FusedInvertedResidual(nn.Module):
+    """timm's ``InvertedResidual`` of fused convolutions, in strips where its maps are large."""
+
+    def __init__(self, block: InvertedResidual) -> None:
+        super().__init__()
+        self.conv_pw, self.conv_dw, self.conv_pwl = block.conv_pw, block.conv_dw, block.conv_pwl
+        self.has_skip = block.has_skip
+
+    def forward(self, x: Tensor | Flow) -> Tensor | Flow:
+        layers = [self.conv_pw, self.conv_dw, self.conv_pwl]
+        expand, depthwise, project = (
+            ConvWeights(layer.weight, layer.bias, layer.activation)  # type: ignore[arg-type]
+            for layer in layers
+        )
+        if isinstance(x, Tensor) and worth_strips(x, expand):
+            out = inverted_residual(x, expand, depthwise, project, self.conv_dw.stride[0])  # type: ignore[index]
+            return out.add_(x) if self.has_skip else out
+        out = self.conv_pwl(self.conv_dw(self.conv_pw(x)))
+        return out + x if self.has_skip else out
+
+
+def _fuse_blocks(model: nn.Module) -> None:
+    """Replaces the inverted residual blocks that consist of nothing but fused convolutions."""
+    for name, block in list(model.named_modules()):
+        if not isinstance(block, InvertedResidual):
+            continue
+        convs = [block.conv_pw, block.conv_dw, block.conv_pwl]
+        others = [m for key, m in block.named_children() if m not in convs]
+        plain = all(isinstance(m, nn.Identity) for m in others)
+        if plain and all(isinstance(m, _FusedConv2d) and m.is_same for m in convs):
+            model.set_submodule(name, _FusedInvertedResidual(block))
 
 
 _ACTIVATION_NAMES = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}

@@ -1,0 +1,104 @@
+"""An inverted residual block in strips, so that its widest map never leaves the caches.
+
+Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018: a 1x1 convolution
+widens a map, a depthwise one goes over it, another 1x1 narrows it again. The wide map is several
+times the size of the others, and at high resolution writing and reading it takes longer than all
+the arithmetic.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function_unary
+
+from sparse_dset.ops.inference import pointwise_conv, runs_kernels
+from sparse_dset.structures.support import full_windows
+
+STRIP_FLOATS = 2**20
+"""About how much of the wide map is there at a time."""
+
+
+@dataclass(frozen=True)
+class ConvWeights:
+    """A convolution with its normalisation folded in.
+
+    Attributes:
+        weight: ``[C_out, C_in / groups, k, k]``.
+        bias: ``[C_out]``.
+        activation: applied to the sum.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    activation: str
+
+
+def worth_strips(x: Tensor, expand: ConvWeights) -> bool:
+    """Tells whether the wide map of ``x [B, C, H, W]`` should be made in strips, and can be."""
+    wide = x.shape[0] * x.shape[2] * x.shape[3] * len(expand.weight)
+    return wide > 2 * STRIP_FLOATS and not has_torch_function_unary(x) and runs_kernels(x)
+
+
+def inverted_residual(
+    x: Tensor, expand: ConvWeights, depthwise: ConvWeights, project: ConvWeights, stride: int
+) -> Tensor:
+    """Widens, convolves each channel with "same" padding, and narrows; without a shortcut.
+
+    Args:
+        x: float32 ``[B, C_in, H, W]`` on a CPU.
+        stride: of the depthwise convolution, 1 or 2.
+
+    Returns:
+        ``[B, C_out, ceil(H / stride), ceil(W / stride)]``.
+    """
+    batch, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+    size, out_width = depthwise.weight.shape[-1], -(-width // stride)
+    lines = max(1, STRIP_FLOATS // (width * stride * len(expand.weight)))
+    out = rows.new_empty(batch, -(-height // stride) * out_width, len(project.weight))
+    for image in range(batch):
+        for strip in _strips(height, width, size, stride, lines):
+            part = rows[image, strip.first * width : strip.last * width]
+            wide = pointwise_conv(part, expand.weight.flatten(1), expand.bias, expand.activation)
+            wide = torch.ops.sparse_dset.depthwise_conv2d_cpu.default(
+                wide, depthwise.weight, depthwise.bias, strip.table, depthwise.activation
+            )
+            out[image, strip.first_out * out_width : strip.last_out * out_width] = pointwise_conv(
+                wide, project.weight.flatten(1), project.bias, project.activation
+            )
+    return out.view(batch, -1, out_width, len(project.weight)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Lines [first_out, last_out) of the output and the lines [first, last) that they see.
+
+    Attributes:
+        table: int32 ``[N_out, k * k]``, rows among those of the lines seen.
+    """
+
+    first_out: int
+    last_out: int
+    first: int
+    last: int
+    table: Tensor
+
+
+@functools.lru_cache(maxsize=32)
+def _strips(height: int, width: int, size: int, stride: int, lines: int) -> tuple[_Strip, ...]:
+    windows = full_windows(1, height, width, size, stride, torch.device("cpu"))
+    out_height, out_width = -(-height // stride), -(-width // stride)
+    strips = []
+    with torch.inference_mode(False):  # they outlive the forward pass
+        for start in range(0, out_height, lines):
+            end = min(start + lines, out_height)
+            first = max(0, start * stride - size // 2)
+            last = min(height, (end - 1) * stride + size // 2 + 1)
+            table = windows[start * out_width : end * out_width]
+            table = torch.where(table < 0, table, table - first * width).contiguous()
+            strips.append(_Strip(start, end, first, last, table))
+    return tuple(strips)
