@@ -60,7 +60,7 @@ def test_an_integer_one_is_a_ratio():
     [
         ["model.execution=fast"],
         ["pruner.selector=best"],
-        ["pruner.levels=[s2]"],
+        ["pruner.levels=[s6]"],
         ["model.num_classes=0"],
         ["model.class_names=[a,b]"],
         ["model.encoder.position=rows"],

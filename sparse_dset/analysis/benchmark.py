@@ -20,7 +20,7 @@ from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import EXECUTIONS, Detector, DetectorOutput
-from sparse_dset.models.pruner import TopK, check_keep_ratio
+from sparse_dset.models.pruner import ByContent, check_keep_ratio
 from sparse_dset.ops.cpu import chosen_algorithm
 from sparse_dset.structures import Support
 
@@ -470,7 +470,7 @@ def _count_kept(model: Detector, arm: Arm, out: DetectorOutput) -> dict[str, flo
     kept, tokens = out.num_kept.double().cpu(), out.num_tokens.double().cpu()
     asked, selector = tokens[:, -1], model.pruner.selector
     if _prunes_coarsest(model, arm):
-        if arm.keep_ratio < 1.0 and not (isinstance(selector, TopK) and model.pruner.halo == 0):
+        if arm.keep_ratio < 1.0 and (isinstance(selector, ByContent) or model.pruner.halo):
             return dict(zip(_LEVELS, (kept.sum(0) / tokens.sum(0)).tolist(), strict=True))
         asked = (asked * arm.keep_ratio).round().clamp(selector.min_tokens, selector.max_tokens)
     if ((kept[:, -1] - asked).abs() > 1).any():
