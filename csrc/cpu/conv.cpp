@@ -11,7 +11,6 @@
 #include "derived.h"
 #include "dispatch.h"
 #include "memory.h"
-#include "rows.h"
 #include "tables.h"
 
 namespace sparse_dset {
@@ -27,6 +26,28 @@ Costs costs = {0.006, 0.0037, 0.0020, 3.7, 10.9, 0.17};  // nanoseconds, see ops
 
 constexpr int64_t TILES_AT_A_TIME = 48;  // of 4x4: what they become fits the second cache
 constexpr int64_t POINTWISE_ROWS = 192;  // as many rows of features stay in the second cache
+
+Activation parse_activation(c10::string_view name) {
+  if (name == "none") return Activation::none;
+  if (name == "relu") return Activation::relu;
+  if (name == "relu6") return Activation::relu6;
+  if (name == "silu") return Activation::silu;
+  TORCH_CHECK(false, "activation must be none, relu, relu6 or silu, got ", std::string(name));
+}
+
+void check_rows(const at::Tensor& rows, const char* name) {
+  TORCH_CHECK(rows.scalar_type() == at::kFloat && rows.dim() == 2, name,
+              " must be float32 [N, channels], got ", rows.scalar_type(), " ", rows.sizes());
+}
+
+// Rows may be farther apart than they are long (a slice of wider rows).
+at::Tensor with_dense_rows(const at::Tensor& rows) {
+  return rows.stride(1) == 1 || rows.size(1) == 1 ? rows : rows.contiguous();
+}
+
+int64_t count_panels(int64_t channels) {
+  return (channels + kernels().panel - 1) / kernels().panel;
+}
 
 // Memory that a thread keeps for its next task.
 float* scratch(int64_t floats) {
@@ -72,7 +93,8 @@ struct WeightForm {
   bool turned = false;      // and the kernel is turned by 180 degrees
 };
 
-// Weights of one matrix per tap, packed.
+// Weights of one matrix per tap, packed. Those of a depthwise convolution, [C, 1, k, k], are matrices of
+// a single row.
 at::Tensor pack_taps(const at::Tensor& weight, Derivation derivation, WeightForm form) {
   return derive_from_weight(weight, derivation, form.transposed + 2 * form.turned, [&] {
     const at::Tensor source = weight.contiguous();
@@ -92,22 +114,8 @@ at::Tensor pack_taps(const at::Tensor& weight, Derivation derivation, WeightForm
   });
 }
 
-// The weights [C, 1, k, k] of a depthwise convolution as one matrix [taps, C].
-at::Tensor pack_depthwise(const at::Tensor& weight) {
-  return derive_from_weight(weight, Derivation::depthwise, 0, [&] {
-    const at::Tensor source = weight.contiguous();
-    const int channels = source.size(0), taps = source.numel() / std::max<int64_t>(1, source.size(0));
-    at::Tensor packed = at::empty({kernels().packed_size(1, taps, channels)}, weight.options());
-    for (int64_t panel = 0; panel < count_panels(channels); ++panel)
-      kernels().pack(source.const_data_ptr<float>(), 1, taps, channels, 0, 1, taps, int(panel),
-                     packed.data_ptr<float>());
-    return packed;
-  });
-}
-
 at::Tensor pack(const at::Tensor& weight, Derivation derivation, WeightForm form) {
-  if (derivation == Derivation::depthwise) return pack_depthwise(weight);
-  if (derivation == Derivation::pointwise || derivation == Derivation::indirect)
+  if (derivation != Derivation::winograd2 && derivation != Derivation::winograd4)
     return pack_taps(weight, derivation, form);
   return derive_from_weight(weight, derivation, form.transposed + 2 * form.turned, [&] {
     const int size = tile_size(derivation), points = (size + 2) * (size + 2);
@@ -211,6 +219,17 @@ struct Operands {
   }
 };
 
+// A table whose largest row is `num_input_rows` - 1 reads these features.
+void check_reach(int64_t num_input_rows, const at::Tensor& features) {
+  TORCH_CHECK(num_input_rows <= features.size(0), "table names row ", num_input_rows - 1, " of ",
+              features.size(0));
+}
+
+void check_bias(const std::optional<at::Tensor>& bias, int64_t channels) {
+  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 && bias->size(0) == channels),
+              "bias must be float32 [", channels, "]");
+}
+
 void check_weight(const at::Tensor& features, const at::Tensor& weight,
                   const std::optional<at::Tensor>& bias, int64_t taps, bool transposed = false) {
   check_rows(features, "features");
@@ -220,9 +239,7 @@ void check_weight(const at::Tensor& features, const at::Tensor& weight,
                   weight.numel() == weight.size(0) * weight.size(1) * taps,
               "weight must be float32 with ", features.size(1), " input channels and ", taps,
               " taps, got ", weight.scalar_type(), " ", weight.sizes());
-  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 &&
-                        bias->size(0) == weight.size(1 - in)),
-              "bias must be float32 [", weight.size(1 - in), "]");
+  check_bias(bias, weight.size(1 - in));
 }
 
 void check_depthwise(const at::Tensor& features, const at::Tensor& weight,
@@ -234,10 +251,8 @@ void check_depthwise(const at::Tensor& features, const at::Tensor& weight,
                   weight.numel() == channels * taps,
               "weight must be float32 [", channels, ", 1, k, k] with ", taps, " taps, got ",
               weight.scalar_type(), " ", weight.sizes());
-  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 && bias->size(0) == channels),
-              "bias must be float32 [", channels, "]");
-  TORCH_CHECK(num_input_rows(table) <= features.size(0), "table names row ", num_input_rows(table) - 1,
-              " of ", features.size(0));
+  check_bias(bias, channels);
+  check_reach(num_input_rows(table), features);
 }
 
 at::Tensor sparse_conv2d(const at::Tensor& features, const at::Tensor& weight,
@@ -256,8 +271,7 @@ at::Tensor sparse_conv2d(const at::Tensor& features, const at::Tensor& weight,
   operands.add(addend);
   if (chosen == Derivation::indirect) {
     const PairLists pairs = pairs_of(table);
-    TORCH_CHECK(pairs.num_input_rows() <= features.size(0), "table names row ",
-                pairs.num_input_rows() - 1, " of ", features.size(0));
+    check_reach(pairs.num_input_rows(), features);
     run_indirect(operands.conv, pairs);
     return operands.out;
   }
@@ -396,8 +410,7 @@ at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_,
                                 : parse_algorithm(algorithm);
   if (chosen == Derivation::indirect) {
     const PairLists pairs = pairs_of(table);
-    TORCH_CHECK(pairs.num_input_rows() <= features.size(0), "table names row ",
-                pairs.num_input_rows() - 1, " of ", features.size(0));
+    check_reach(pairs.num_input_rows(), features);
     return as_kernels(gradient_by_pairs(features, grad, pairs));
   }
   TORCH_CHECK(row_map && table.size(1) == 9, name_of(chosen), " needs 3x3 kernels and stride 1");
@@ -451,8 +464,7 @@ at::Tensor depthwise_weight_gradient(const at::Tensor& features_, const at::Tens
   const int64_t taps = table.size(1), channels = features.size(1), rows = table.size(0);
   TORCH_CHECK(grad.size(0) == rows && grad.size(1) == channels, "grad must be [", rows, ", ", channels,
               "], got ", grad.sizes());
-  TORCH_CHECK(num_input_rows(table) <= features.size(0), "table names row ", num_input_rows(table) - 1,
-              " of ", features.size(0));
+  check_reach(num_input_rows(table), features);
   const int64_t parts = at::get_num_threads();
   const at::Tensor sums = at::zeros({parts, taps, channels}, features.options());
   float* to = sums.data_ptr<float>();

@@ -17,7 +17,7 @@ struct Convolution {
   const float* zero_row;  // [C_in] zeros
   const float* weight;    // packed
   const float* bias;      // [C_out] or null
-  const float* addend;    // [any, C_out] or null, added before the activation
+  const float* addend;    // [any, C_out] or null, added before the activation; not of depthwise
   const int64_t* addend_rows;  // [N_out], which row of addend, or null: the row's own (pointwise only)
   float* out;             // [N_out, C_out], contiguous
   int in_channels, out_channels;
@@ -76,7 +76,7 @@ struct Kernels {
   // One panel of the rows that `out` names: [count, columns rounded up].
   void (*gather_panel)(const float* grad, const int32_t* out, int count, int out_channels,
                        int panel_index, float* packed);
-  // One kernel per channel, weights packed as one matrix [taps, C]: output rows [first, last) of
+  // One kernel per channel, weights packed as `taps` matrices [1, C]: output rows [first, last) of
   // table [N_out, taps], the input row under each tap, -1 = none.
   void (*depthwise)(const Convolution&, const int32_t* table, int taps, int first, int last);
   // Adds the products of grad [N_out, C] and the rows under each tap to result [taps, C].

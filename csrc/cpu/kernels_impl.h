@@ -105,36 +105,31 @@ void finish(float* row, const float* bias, const float* addend, int columns) {
   }
 }
 
-template <Activation A>
-struct ActivationConstant {
-  static constexpr Activation value = A;
+template <auto VALUE>
+struct Constant {
+  static constexpr auto value = VALUE;
 };
 
 // Calls body with the activation as a constant.
 template <class Body>
 INLINE void with_activation(Activation activation, Body&& body) {
   switch (activation) {
-    case Activation::none: return body(ActivationConstant<Activation::none>{});
-    case Activation::relu: return body(ActivationConstant<Activation::relu>{});
-    case Activation::relu6: return body(ActivationConstant<Activation::relu6>{});
-    case Activation::silu: return body(ActivationConstant<Activation::silu>{});
+    case Activation::none: return body(Constant<Activation::none>{});
+    case Activation::relu: return body(Constant<Activation::relu>{});
+    case Activation::relu6: return body(Constant<Activation::relu6>{});
+    case Activation::silu: return body(Constant<Activation::silu>{});
   }
 }
-
-template <int N>
-struct IntConstant {
-  static constexpr int value = N;
-};
 
 // Calls body with a number of vectors of a panel as a constant.
 template <class Body>
 INLINE void with_vectors(int vectors, Body&& body) {
   switch (vectors) {
-    case 1: return body(IntConstant<1>{});
-    case 2: return body(IntConstant<2>{});
+    case 1: return body(Constant<1>{});
+    case 2: return body(Constant<2>{});
 #if SIMD_BYTES == 64
-    case 3: return body(IntConstant<3>{});
-    case 4: return body(IntConstant<4>{});
+    case 3: return body(Constant<3>{});
+    case 4: return body(Constant<4>{});
 #endif
   }
 }
@@ -202,17 +197,14 @@ void indirect(const Convolution& conv, const PairBlock& block, int panel_index) 
   for (int r = block.first_row; r < block.last_row; ++r) finish_row(conv, r, column, columns);
 }
 
-// row = activation(bias + addend + the sum over taps of weight[tap] * inputs[tap]), V vectors of it.
+// row = activation(bias + the sum over taps of weight[tap] * inputs[tap]), V vectors of it.
 template <int V, Activation activation>
 void depthwise_site(const float* const* inputs, const uint8_t* taps, int count, const float* weight,
-                    const float* bias, const float* addend, int columns, float* row) {
+                    const float* bias, int columns, float* row) {
   const auto columns_of = [&](int j) { return columns - j * WIDTH; };
   Vec sums[V];
 #pragma GCC unroll 4
-  for (int j = 0; j < V; ++j) {
-    sums[j] = bias ? load_first(bias + j * WIDTH, columns_of(j)) : Vec{};
-    if (addend) sums[j] += load_first(addend + j * WIDTH, columns_of(j));
-  }
+  for (int j = 0; j < V; ++j) sums[j] = bias ? load_first(bias + j * WIDTH, columns_of(j)) : Vec{};
   for (int i = 0; i < count; ++i) {
     const float* w = weight + taps[i] * (V * WIDTH);
 #pragma GCC unroll 4
@@ -249,10 +241,9 @@ void run_depthwise(const Convolution& conv, const int32_t* table, int taps, int 
       const float* bias = conv.bias ? conv.bias + column : nullptr;
       const auto run = [&](auto vectors) {
         for (int s = 0; s < sites; ++s) {
-          const int64_t at = int64_t(start + s) * conv.out_channels + column;
-          depthwise_site<vectors.value, activation>(inputs[s], which[s], counts[s], weight, bias,
-                                                    conv.addend ? conv.addend + at : nullptr, columns,
-                                                    conv.out + at);
+          depthwise_site<vectors.value, activation>(
+              inputs[s], which[s], counts[s], weight, bias, columns,
+              conv.out + int64_t(start + s) * conv.out_channels + column);
         }
       };
       for (int s = 0; s < sites && column; ++s)

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <list>
-#include <map>
 #include <mutex>
 
 namespace sparse_dset {

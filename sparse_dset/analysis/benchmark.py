@@ -272,7 +272,7 @@ def measure(
             "kept": kept[arm],
             "gflops": {part: value / len(images) for part, value in gflops[arm].items()},
             "gflops_saved": 1.0 - gflops[arm]["total"] / dense_total,
-            "latency_ms": _milliseconds(latencies[arm.name]),
+            "latency_ms": milliseconds(latencies[arm.name]),
             "speedup": 1.0 / latencies[arm.name].ratio,
             "max_difference": differences[arm.execution],
             "peak_memory_mib": memory[arm],
@@ -394,7 +394,8 @@ def _summarize(times: Sequence[float], baseline: Sequence[float]) -> Latency:
     return Latency(statistics.median(times), deciles[0], deciles[-1], statistics.median(ratios))
 
 
-def _milliseconds(latency: Latency) -> dict[str, float]:
+def milliseconds(latency: Latency) -> dict[str, float]:
+    """Returns a latency as rows hold it: ``median``, ``p10`` and ``p90``."""
     seconds = {"median": latency.median, "p10": latency.p10, "p90": latency.p90}
     return {name: 1e3 * value for name, value in seconds.items()}
 
@@ -468,17 +469,18 @@ def _count_kept(model: Detector, arm: Arm, out: DetectorOutput) -> dict[str, flo
     A selector that follows the content, and a halo, keep what they keep.
     """
     kept, tokens = out.num_kept.double().cpu(), out.num_tokens.double().cpu()
+    shares = dict(zip(_LEVELS, (kept.sum(0) / tokens.sum(0)).tolist(), strict=True))
     asked, selector = tokens[:, -1], model.pruner.selector
     if _prunes_coarsest(model, arm):
         if arm.keep_ratio < 1.0 and (isinstance(selector, ByContent) or model.pruner.halo):
-            return dict(zip(_LEVELS, (kept.sum(0) / tokens.sum(0)).tolist(), strict=True))
+            return shares
         asked = (asked * arm.keep_ratio).round().clamp(selector.min_tokens, selector.max_tokens)
     if ((kept[:, -1] - asked).abs() > 1).any():
         raise RuntimeError(
             f"{arm.name} must keep {asked.tolist()} of {tokens[:, -1].tolist()} tokens of stride "
             f"32 in each image, but kept {kept[:, -1].tolist()}"
         )
-    return dict(zip(_LEVELS, (kept.sum(0) / tokens.sum(0)).tolist(), strict=True))
+    return shares
 
 
 def _prunes_coarsest(model: Detector, arm: Arm) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_dset.analysis.benchmark import measure_latency
+from sparse_dset.analysis.benchmark import measure_latency, milliseconds
 from sparse_dset.engine.loggers import environment
 
 
@@ -72,11 +72,7 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
         {
             "case": comparison.name,
             "arm": name,
-            "latency_ms": {
-                "median": 1e3 * latency.median,
-                "p10": 1e3 * latency.p10,
-                "p90": 1e3 * latency.p90,
-            },
+            "latency_ms": milliseconds(latency),
             "speedup": 1.0 / latency.ratio,
             "of_ideal": ideal and 1.0 / latency.ratio / ideal,
             "error": errors[name],

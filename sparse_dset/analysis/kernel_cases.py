@@ -33,7 +33,7 @@ from sparse_dset.ops import (
     use_backend,
 )
 from sparse_dset.ops.cpu import chosen_algorithm
-from sparse_dset.structures import SparseMap, Support
+from sparse_dset.structures import SparseMap, Support, enlarged, map_to_rows, rows_to_map
 
 SHAPES = ((128, 80), (256, 80), (256, 40), (64, 160))
 """(channels, cells of a side) of the convolutions that are compared."""
@@ -110,12 +110,9 @@ def decoder_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> I
             return maps, rows, locations, weights.view(1, queries, heads, 3, points)
 
         def dense(maps: list[Tensor], _: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-            rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in maps])
+            rows = torch.cat([map_to_rows(m) for m in maps])
             values = F.linear(rows, weight, bias).split([m[0, 0].numel() for m in maps])
-            projected = [
-                v.view(1, *m.shape[2:], -1).permute(0, 3, 1, 2)
-                for v, m in zip(values, maps, strict=True)
-            ]
+            projected = [rows_to_map(v, 1, *m.shape[2:]) for v, m in zip(values, maps, strict=True)]
             return dense_deform_attn(projected, locations, weights, extents)
 
         def ours(
@@ -224,15 +221,9 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
 
         return run
 
-    def whole(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def run(x: Tensor, laid_out: Tensor, _: Tensor, prepared: Any) -> Tensor:
-            return function(x, laid_out, prepared)
-
-        return run
-
     arms: dict[str, Callable[..., Tensor | None]] = {
-        f"oneDNN dense {name}": whole(lambda _, x, __: F.conv2d(x, dense_weight, padding=1)),
-        "our dense": whole(lambda x, *_: dense_conv2d(x, weight, None)),
+        f"oneDNN dense {name}": lambda _, x, *__: F.conv2d(x, dense_weight, padding=1),
+        "our dense": lambda x, *_: dense_conv2d(x, weight, None),
     }
     if not native.unavailable_reason():
         auto = chosen_algorithm(support, channels, channels)
@@ -243,7 +234,7 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
     if "spconv" in available_backends():
         arms["spconv Native"] = with_rows(backend="spconv")
     if peer is not None:
-        arms["ncnn dense"] = whole(lambda _, __, prepared: peer(prepared))
+        arms["ncnn dense"] = lambda *inputs: peer(inputs[-1])
 
     def comparable(y: Any) -> Tensor:
         if not isinstance(y, Tensor):
@@ -311,13 +302,13 @@ def _mask(side: int, kind: str, keep: float) -> Tensor:
     if kind == "random":
         return _some(1, side, side, keep)
     blocks = _some(1, side // 4, side // 4, keep)
-    return blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return enlarged(blocks, 4)
 
 
 def _nested_masks(height: int, width: int, keep: float) -> list[Tensor]:
     """A decision at stride 32 and what finer levels inherit, finest first."""
     coarse = _some(1, height, width, keep)
-    return [coarse.repeat_interleave(f, 1).repeat_interleave(f, 2) for f in (4, 2, 1)]
+    return [enlarged(coarse, f) for f in (4, 2, 1)]
 
 
 def _some(batch: int, height: int, width: int, keep: float) -> Tensor:

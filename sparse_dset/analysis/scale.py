@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sparse_dset.analysis.benchmark import measure_latency
+from sparse_dset.analysis.benchmark import measure_latency, milliseconds
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector
 
@@ -88,11 +88,7 @@ def measure_scale(
                 "execution": name,
                 "keep_ratio": options[name],
                 "kept_cells": kept[name],
-                "latency_ms": {
-                    "median": 1e3 * times[name].median,
-                    "p10": 1e3 * times[name].p10,
-                    "p90": 1e3 * times[name].p90,
-                },
+                "latency_ms": milliseconds(times[name]),
                 "warmup": warmup,
                 "repeats": repeats,
                 "environment": environment(),

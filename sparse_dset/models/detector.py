@@ -19,10 +19,10 @@ from sparse_dset.models.fuse import fuse
 from sparse_dset.models.geometry import Geometry, pad_batch
 from sparse_dset.models.layers import FeatureMap
 from sparse_dset.models.predict import Detections, Picture, predict
-from sparse_dset.models.pruner import Decision, Pruner, TokenSelector, children
+from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
 from sparse_dset.models.rtdetr_names import place_rtdetr
 from sparse_dset.ops import resolve_backend, use_backend
-from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested
+from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested, enlarged
 
 EXECUTIONS = ("dense", "dense_scatter", "sparse", "masked", "auto")
 
@@ -288,8 +288,8 @@ class Detector(nn.Module):
     ) -> list[FeatureMap]:
         """Runs the backbone's stages after an early decision on the kept sites of its last map."""
         first = self.pruner.num_early - 1
-        masks = [children(kept[0]) & geometry.valid_mask(4), *kept]
-        supports = [Support.from_mask(mask) for mask in masks[first:]]
+        masks = kept if first else [enlarged(kept[0]) & geometry.valid_mask(4), *kept]
+        supports = [Support.from_mask(mask) for mask in masks]
         kind = SparseMap if execution == "sparse" else MaskedMap
         x = kind.from_dense(self._gated(feature, scores), supports[0])
         maps = [x, *self.backbone(x, range(first + 1, 4), supports[1:])]

@@ -21,7 +21,8 @@ from sparse_dset.ops import (
     sparse_conv2d,
 )
 from sparse_dset.ops.activations import activate, check_activation
-from sparse_dset.structures import MaskedMap, SparseMap, Support
+from sparse_dset.ops.reference import window_rows
+from sparse_dset.structures import MaskedMap, SparseMap, Support, map_to_rows, rows_to_map
 
 FeatureMap = Tensor | MaskedMap | SparseMap
 Place = FeatureMap | Support | None
@@ -72,9 +73,7 @@ def _strided_rows(x: SparseMap, stride: int, target: Support) -> Tensor:
     """Returns what a 1x1 convolution reads: the rows at every site or, strided, at (2y, 2x)."""
     if stride == 1:
         return x.features
-    table = target.strided_neighbors(x.support, 1).flatten().long()
-    rows = torch.cat([x.features, x.features.new_zeros(1, x.features.shape[1])])
-    return rows.index_select(0, torch.where(table < 0, len(x.features), table))
+    return window_rows(x.features, target.strided_neighbors(x.support, 1))
 
 
 def _check_depthwise(weight: Tensor, groups: int) -> None:
@@ -135,7 +134,7 @@ def rows_of(x: FeatureMap) -> Tensor:
     if isinstance(x, SparseMap):
         return x.features
     tensor = x.tensor if isinstance(x, MaskedMap) else x
-    return tensor.permute(0, 2, 3, 1).reshape(-1, tensor.shape[1])
+    return map_to_rows(tensor)
 
 
 def map_of(rows: Tensor, like: FeatureMap) -> FeatureMap:
@@ -143,7 +142,8 @@ def map_of(rows: Tensor, like: FeatureMap) -> FeatureMap:
     if isinstance(like, SparseMap):
         return like.with_features(rows)
     tensor = like.tensor if isinstance(like, MaskedMap) else like
-    dense = rows.view(tensor.shape[0], *tensor.shape[2:], -1).permute(0, 3, 1, 2)
+    batch, _, height, width = tensor.shape
+    dense = rows_to_map(rows, batch, height, width)
     return MaskedMap.from_dense(dense, like.support) if isinstance(like, MaskedMap) else dense
 
 

@@ -20,6 +20,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from sparse_dset import native
+from sparse_dset.structures.grid import enlarged
 from sparse_dset.structures.support import Support
 
 COMMAND = "python -m sparse_dset.ops.costs"
@@ -81,7 +82,7 @@ def _supports() -> list[Support]:
         for keep in (0.1, 0.5, 1.0):
             blocks = torch.rand(1, side // 4, side // 4) < keep
             blocks[0, 0, 0] = True
-            supports.append(blocks.repeat_interleave(4, 1).repeat_interleave(4, 2))
+            supports.append(enlarged(blocks, 4))
             supports.append(torch.rand(1, side, side) < keep)
             supports[-1][0, 0, 0] = True
     return [Support.from_mask(mask) for mask in supports]

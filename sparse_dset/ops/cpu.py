@@ -109,15 +109,19 @@ def _weight_gradient_fake(
     return features.new_empty(grad.shape[1], features.shape[1], table.shape[1])
 
 
-def _sparse_conv2d_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, weight, bias, table, row_map, ctx.algorithm, activation, transposed, addend = inputs
-    if transposed:
-        raise RuntimeError("the gradient of a convolution's gradient is not implemented")
+def _refuse_fused(activation: str) -> None:
     if activation != "none":
         raise RuntimeError(
             f"a fused {activation} has no gradient: apply it after the convolution, or do not ask "
             "for gradients"
         )
+
+
+def _sparse_conv2d_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, weight, bias, table, row_map, ctx.algorithm, activation, transposed, addend = inputs
+    if transposed:
+        raise RuntimeError("the gradient of a convolution's gradient is not implemented")
+    _refuse_fused(activation)
     if addend is not None:
         raise RuntimeError("a fused addend has no gradient: add it after the convolution")
     ctx.save_for_backward(features, weight, table, row_map)
@@ -148,11 +152,7 @@ def _sparse_conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
 
 def _depthwise_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, weight, bias, table, activation = inputs
-    if activation != "none":
-        raise RuntimeError(
-            f"a fused {activation} has no gradient: apply it after the convolution, or do not ask "
-            "for gradients"
-        )
+    _refuse_fused(activation)
     ctx.save_for_backward(features, weight, table)
     ctx.has_bias = bias is not None
 

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from sparse_dset.ops.activations import activate, check_activation
-from sparse_dset.ops.sparse_conv import needs_gradient, resolve_backend, target_of
+from sparse_dset.ops.sparse_conv import (
+    check_bias,
+    check_features,
+    needs_gradient,
+    resolve_backend,
+    target_of,
+)
 from sparse_dset.structures.support import Support
 
 
@@ -44,17 +50,13 @@ def depthwise_conv2d(
     check_activation(activation)
     target = target_of(support, stride, out_support)
     size = weight.shape[-1]
-    if features.dim() != 2 or len(features) != support.num_sites:
-        raise ValueError(
-            f"features must be [{support.num_sites}, C] for {support}, got {tuple(features.shape)}"
-        )
+    check_features(features, support)
     if weight.shape != (features.shape[1], 1, size, size) or size % 2 == 0 or size > 7:
         raise ValueError(
             f"weight must be [{features.shape[1]}, 1, k, k] with k = 1, 3, 5 or 7, got "
             f"{tuple(weight.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
+    check_bias(bias, weight)
     dtype = torch.promote_types(features.dtype, weight.dtype)
     table = support.neighbors(size) if stride == 1 else target.strided_neighbors(support, size)
     if resolve_backend(backend, features.device, dtype) == "cpu":

@@ -10,6 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from sparse_dset import native
 from sparse_dset.ops.activations import activate
 from sparse_dset.ops.sparse_conv import chosen, sparse_conv2d
+from sparse_dset.structures.grid import map_to_rows, rows_to_map
 from sparse_dset.structures.support import Support, full_windows
 
 _OPS = torch.ops.sparse_dset
@@ -43,16 +44,16 @@ def dense_conv2d(
     size, groups = weight.shape[-1], x.shape[1] // weight.shape[1]
     if runs_kernels(x):
         if groups == 1 and size == 1 and stride == 1:
-            more = None if addend is None else _rows(addend)
-            out = pointwise_conv(_rows(x), weight.flatten(1), bias, activation, more)
-            return _map(out, x.shape[0], x.shape[2], x.shape[3])
+            more = None if addend is None else map_to_rows(addend)
+            out = pointwise_conv(map_to_rows(x), weight.flatten(1), bias, activation, more)
+            return rows_to_map(out, x.shape[0], x.shape[2], x.shape[3])
         if groups == 1 and size == 3 and stride == 1 and min(weight.shape[:2]) >= SMALLEST_WINOGRAD:
             return _OPS.dense_conv2d_cpu.default(x, weight, bias, "auto", activation, addend)
         if groups == x.shape[1] == weight.shape[0] and size <= 7 and addend is None:
             batch, _, height, width = x.shape
             table = full_windows(batch, height, width, size, stride, x.device)
-            out = _OPS.depthwise_conv2d_cpu.default(_rows(x), weight, bias, table, activation)
-            return _map(out, batch, -(-height // stride), -(-width // stride))
+            out = _OPS.depthwise_conv2d_cpu.default(map_to_rows(x), weight, bias, table, activation)
+            return rows_to_map(out, batch, -(-height // stride), -(-width // stride))
     out = F.conv2d(x, weight, bias, stride, size // 2, groups=groups)
     return activate(out if addend is None else out.add_(addend), activation, inplace=True)
 
@@ -106,14 +107,6 @@ def pointwise_conv(
     if addend is not None:
         out += addend if addend_rows is None else addend.index_select(0, addend_rows)
     return activate(out, activation, inplace=True)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _map(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
-    return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def runs_kernels(x: Tensor) -> bool:

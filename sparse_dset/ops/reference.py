@@ -60,9 +60,13 @@ sparse_conv2d_reference.register_autograd(_backward, setup_context=_save)
 
 def _windows(features: Tensor, table: Tensor) -> Tensor:
     """Lays the rows of each window side by side: ``[N_out, 9 * C_in]``."""
+    return window_rows(features, table).view(table.shape[0], 9 * features.shape[1])
+
+
+def window_rows(features: Tensor, table: Tensor) -> Tensor:
+    """Returns the row under each tap, zero where there is no site: ``[N_out * taps, C]``."""
     padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
-    windows = padded.index_select(0, _rows(features, table))
-    return windows.view(table.shape[0], 9 * features.shape[1])
+    return padded.index_select(0, _rows(features, table))
 
 
 def _rows(features: Tensor, table: Tensor) -> Tensor:

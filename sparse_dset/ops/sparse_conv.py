@@ -195,16 +195,26 @@ def target_of(support: Support, stride: int, out_support: Support | None) -> Sup
 
 
 def _check_tensors(features: Tensor, weight: Tensor, bias: Tensor | None, support: Support) -> None:
-    if features.dim() != 2 or len(features) != support.num_sites:
-        raise ValueError(
-            f"features must be [{support.num_sites}, C_in] for {support}, "
-            f"got {tuple(features.shape)}"
-        )
+    check_features(features, support)
     if weight.dim() != 4 or weight.shape[1:] != (features.shape[1], 3, 3):
         raise ValueError(
             f"weight must be [C_out, {features.shape[1]}, 3, 3], got {tuple(weight.shape)}"
             + "; a 1x1 convolution is a linear layer" * (weight.shape[2:] == (1, 1))
         )
+    check_bias(bias, weight)
+
+
+def check_features(features: Tensor, support: Support) -> None:
+    """Raises a ValueError if these are not the rows of a support."""
+    if features.dim() != 2 or len(features) != support.num_sites:
+        raise ValueError(
+            f"features must be [{support.num_sites}, C_in] for {support}, "
+            f"got {tuple(features.shape)}"
+        )
+
+
+def check_bias(bias: Tensor | None, weight: Tensor) -> None:
+    """Raises a ValueError if a bias does not go with a weight ``[C_out, ...]``."""
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
 

@@ -9,6 +9,7 @@ the arithmetic.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
 from sparse_dset.ops.inference import pointwise_conv, runs_kernels
+from sparse_dset.structures.grid import map_to_rows, rows_to_map
 from sparse_dset.structures.support import full_windows
 
 STRIP_FLOATS = 2**20
@@ -55,50 +57,56 @@ def inverted_residual(
     Returns:
         ``[B, C_out, ceil(H / stride), ceil(W / stride)]``.
     """
-    batch, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-    size, out_width = depthwise.weight.shape[-1], -(-width // stride)
+    batch, _, height, width = x.shape
+    rows, size = map_to_rows(x), depthwise.weight.shape[-1]
+    out_height, out_width = -(-height // stride), -(-width // stride)
     lines = max(1, STRIP_FLOATS // (width * stride * len(expand.weight)))
-    out = rows.new_empty(batch, -(-height // stride) * out_width, len(project.weight))
-    for image in range(batch):
-        for strip in _strips(height, width, size, stride, lines):
-            part = rows[image, strip.first * width : strip.last * width]
-            wide = pointwise_conv(part, expand.weight.flatten(1), expand.bias, expand.activation)
-            wide = torch.ops.sparse_dset.depthwise_conv2d_cpu.default(
-                wide, depthwise.weight, depthwise.bias, strip.table, depthwise.activation
-            )
-            out[image, strip.first_out * out_width : strip.last_out * out_width] = pointwise_conv(
-                wide, project.weight.flatten(1), project.bias, project.activation
-            )
-    return out.view(batch, -1, out_width, len(project.weight)).permute(0, 3, 1, 2)
+    out = rows.new_empty(batch * out_height * out_width, len(project.weight))
+    for strip in _strips(batch, height, width, size, stride, lines):
+        wide = pointwise_conv(
+            rows[strip.seen], expand.weight.flatten(1), expand.bias, expand.activation
+        )
+        wide = torch.ops.sparse_dset.depthwise_conv2d_cpu.default(
+            wide, depthwise.weight, depthwise.bias, strip.table, depthwise.activation
+        )
+        out[strip.made] = pointwise_conv(
+            wide, project.weight.flatten(1), project.bias, project.activation
+        )
+    return rows_to_map(out, batch, out_height, out_width)
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """Lines [first_out, last_out) of the output and the lines [first, last) that they see.
+    """Some lines of an image's output, and the lines of its input that they see.
 
     Attributes:
-        table: int32 ``[N_out, k * k]``, rows among those of the lines seen.
+        made: rows of the output.
+        seen: rows of the input.
+        table: int32 ``[N_made, k * k]``, which of the seen rows lies under each tap.
     """
 
-    first_out: int
-    last_out: int
-    first: int
-    last: int
+    made: slice
+    seen: slice
     table: Tensor
 
 
 @functools.lru_cache(maxsize=32)
-def _strips(height: int, width: int, size: int, stride: int, lines: int) -> tuple[_Strip, ...]:
-    windows = full_windows(1, height, width, size, stride, torch.device("cpu"))
+def _strips(
+    batch: int, height: int, width: int, size: int, stride: int, lines: int
+) -> tuple[_Strip, ...]:
+    windows = full_windows(batch, height, width, size, stride, torch.device("cpu"))
     out_height, out_width = -(-height // stride), -(-width // stride)
     strips = []
     with torch.inference_mode(False):  # they outlive the forward pass
-        for start in range(0, out_height, lines):
+        for image, start in itertools.product(range(batch), range(0, out_height, lines)):
             end = min(start + lines, out_height)
             first = max(0, start * stride - size // 2)
             last = min(height, (end - 1) * stride + size // 2 + 1)
-            table = windows[start * out_width : end * out_width]
-            table = torch.where(table < 0, table, table - first * width).contiguous()
-            strips.append(_Strip(start, end, first, last, table))
+            made = slice(
+                (image * out_height + start) * out_width, (image * out_height + end) * out_width
+            )
+            seen = slice((image * height + first) * width, (image * height + last) * width)
+            table = windows[made]
+            table = torch.where(table < 0, table, table - seen.start).contiguous()
+            strips.append(_Strip(made, seen, table))
     return tuple(strips)

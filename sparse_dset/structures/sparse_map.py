@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparse_dset.structures.grid import map_to_rows, rows_to_map
 from sparse_dset.structures.support import Support
 
 
@@ -32,10 +33,10 @@ class SparseMap:
     @classmethod
     def from_dense(cls, tensor: Tensor, support: Support) -> SparseMap:
         """Gathers the kept sites of a dense map ``[B, C, H, W]``."""
-        batch, channels, height, width = tensor.shape
+        batch, _, height, width = tensor.shape
         if (batch, height, width) != support.shape:
             raise ValueError(f"a map of shape {tuple(tensor.shape)} does not fit {support}")
-        rows = tensor.permute(0, 2, 3, 1).reshape(-1, channels)
+        rows = map_to_rows(tensor)
         if support.is_full:
             return cls(rows, support)
         return cls(rows.index_select(0, support.flat_index()), support)
@@ -45,7 +46,7 @@ class SparseMap:
         batch, height, width = self.support.shape
         rows = self.features.new_zeros(batch * height * width, self.features.shape[1])
         rows = rows.index_copy(0, self.support.flat_index(), self.features)
-        return rows.view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
+        return rows_to_map(rows, batch, height, width)
 
     def with_features(self, features: Tensor) -> SparseMap:
         """Returns other features on the same support."""

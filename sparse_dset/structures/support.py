@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_dset import native
+from sparse_dset.structures.grid import enlarged
 
 
 class Support:
@@ -255,7 +256,7 @@ def check_nested(masks: Sequence[Tensor]) -> None:
         ValueError: names the level and the first site without a kept parent.
     """
     for level, (fine, coarse) in enumerate(itertools.pairwise(masks)):
-        parents = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        parents = enlarged(coarse)
         orphans = fine & ~parents[:, : fine.shape[1], : fine.shape[2]]
         if orphans.any():
             site = orphans.nonzero()[0].tolist()

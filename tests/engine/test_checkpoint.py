@@ -13,6 +13,7 @@ from sparse_dset.engine.checkpoint import (
     load_checkpoint,
     load_weights,
     model_weights,
+    replace_config,
     save_checkpoint,
 )
 
@@ -137,3 +138,23 @@ def test_exported_weights_are_half_the_size_and_come_back_as_float32(tmp_path: P
     torch.testing.assert_close(content["model"]["weight"], weight, rtol=1e-3, atol=1e-6)
     for name in ("bias", "huge", "count"):
         assert torch.equal(content["model"][name], state[name])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_another_configuration_changes_nothing_else(tmp_path: Path, half: bool) -> None:
+    path, other = tmp_path / "x.pt", tmp_path / "y.pt"
+    state = {"weight": torch.randn(4, 3), "bias": torch.randn(4)}
+    entries = {"ema": {"model": state, "updates": 3}, "step": 7}
+    save_checkpoint(path, model_state=state, config={"a": 1}, **entries)
+    if half:
+        export_weights(path, path)
+    before = torch.load(path)
+    replace_config(path, other, {"a": 2})
+    after = torch.load(other)
+    assert (before.pop("config"), after.pop("config")) == ({"a": 1}, {"a": 2})
+    assert before.keys() == after.keys()
+    for name, value in before["model"].items():
+        assert torch.equal(after["model"][name], value)
+        assert after["model"][name].dtype == value.dtype
+    assert after.get("step") == before.get("step")
+    assert ("ema" in after) != half

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset import build_detector
-from sparse_dset.models.detector import Detector
+from sparse_dset.models.detector import Detector, DetectorOutput
 
 
 def _norms(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -124,5 +124,41 @@ def assert_same_gradients() -> Callable[[nn.Module, nn.Module], None]:
                 atol=2e-5 * scale,
                 msg=lambda text, name=name: f"{name}: {text}",
             )
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def run_detector() -> Callable[..., DetectorOutput]:
+    """Runs with the same noise every time and backpropagates all losses."""
+
+    def run(
+        model: Detector,
+        images: Tensor,
+        targets: list[dict[str, Any]] | None = None,
+        **arguments: Any,
+    ) -> DetectorOutput:
+        torch.manual_seed(5)
+        out = model(images, targets, **arguments)
+        if targets is not None:
+            sum(out.losses.values()).backward()  # type: ignore[union-attr]
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def assert_same_outputs() -> Callable[..., None]:
+    """Compares predictions, losses and kept tokens of two outputs."""
+
+    def check(out: DetectorOutput, other: DetectorOutput, atol: float = 1e-6) -> None:
+        assert torch.equal(out.query_mask, other.query_mask)
+        torch.testing.assert_close(out.pred_logits, other.pred_logits, rtol=0, atol=atol)
+        torch.testing.assert_close(out.pred_boxes, other.pred_boxes, rtol=0, atol=atol)
+        assert out.losses.keys() == other.losses.keys()
+        for name, value in out.losses.items():
+            torch.testing.assert_close(other.losses[name], value, rtol=1e-5, atol=1e-5)
+        for kept, other_kept in zip(out.kept, other.kept, strict=True):
+            assert torch.equal(kept, other_kept)
 
     return check

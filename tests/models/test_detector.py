@@ -30,26 +30,6 @@ def _images(batch, height=SIZE[0], width=SIZE[1]):
     return torch.rand(batch, 3, height, width, dtype=torch.float64)
 
 
-def _run(model, images, targets=None, **arguments):
-    """Runs with the same noise every time and backpropagates all losses."""
-    torch.manual_seed(5)
-    out = model(images, targets, **arguments)
-    if targets is not None:
-        sum(out.losses.values()).backward()
-    return out
-
-
-def _assert_same(out, other, atol=1e-6):
-    assert torch.equal(out.query_mask, other.query_mask)
-    torch.testing.assert_close(out.pred_logits, other.pred_logits, rtol=0, atol=atol)
-    torch.testing.assert_close(out.pred_boxes, other.pred_boxes, rtol=0, atol=atol)
-    assert out.losses.keys() == other.losses.keys()
-    for name, value in out.losses.items():
-        torch.testing.assert_close(other.losses[name], value, rtol=1e-5, atol=1e-5)
-    for kept, other_kept in zip(out.kept, other.kept, strict=True):
-        assert torch.equal(kept, other_kept)
-
-
 # --- sparse and masked ------------------------------------------------------------------------
 
 
@@ -57,33 +37,46 @@ def _assert_same(out, other, atol=1e-6):
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sparse_equals_masked(
-    variant, images, training, make_detector, make_targets, nested_masks, assert_same_gradients
+    variant,
+    images,
+    training,
+    make_detector,
+    make_targets,
+    nested_masks,
+    assert_same_gradients,
+    run_detector,
+    assert_same_outputs,
 ):
     sparse = make_detector("nano", *VARIANTS[variant]).train(training)
     masked = copy.deepcopy(sparse)
     kept = nested_masks((3, 5), IMAGES[images])
     batch, targets = _images(3), make_targets(3, 0, 1)
-    ours = _run(sparse, batch, targets, kept=kept, execution="sparse")
-    theirs = _run(masked, batch, targets, kept=kept, execution="masked")
+    ours = run_detector(sparse, batch, targets, kept=kept, execution="sparse")
+    theirs = run_detector(masked, batch, targets, kept=kept, execution="masked")
     assert all(torch.isfinite(v) for v in ours.losses.values())
     assert [int(n) for n in ours.num_kept.sum(0)] == [int(m.sum()) for m in kept]
-    _assert_same(ours, theirs)
+    assert_same_outputs(ours, theirs)
     assert_same_gradients(sparse, masked)
     for (name, buffer), other in zip(sparse.named_buffers(), masked.buffers(), strict=True):
         torch.testing.assert_close(buffer, other, rtol=1e-6, atol=1e-6, msg=name)
 
 
-def test_sparse_equals_masked_in_float32(make_detector, nested_masks):
+def test_sparse_equals_masked_in_float32(make_detector, nested_masks, assert_same_outputs):
     model = make_detector(dtype=torch.float32)
     kept = nested_masks((3, 5), [0.6, 0.9])
     images = _images(2).float()
     with torch.no_grad():
         ours, theirs = (model(images, kept=kept, execution=e) for e in ("sparse", "masked"))
-    _assert_same(ours, theirs, atol=1e-4)
+    assert_same_outputs(ours, theirs, atol=1e-4)
 
 
 def test_sparse_equals_masked_when_padded(
-    make_detector, make_targets, nested_masks, assert_same_gradients
+    make_detector,
+    make_targets,
+    nested_masks,
+    assert_same_gradients,
+    run_detector,
+    assert_same_outputs,
 ):
     sparse = make_detector("nano", "model.decoder.background=learned").train()
     masked = copy.deepcopy(sparse)
@@ -93,8 +86,8 @@ def test_sparse_equals_masked_when_padded(
     kept = nested_masks((3, 5), [0.7, 0.7])
     arguments = {"padding_mask": padding, "kept": kept}
     batch, targets = _images(2), make_targets(2, 1)
-    ours = _run(sparse, batch, targets, execution="sparse", **arguments)
-    _assert_same(ours, _run(masked, batch, targets, execution="masked", **arguments))
+    ours = run_detector(sparse, batch, targets, execution="sparse", **arguments)
+    assert_same_outputs(ours, run_detector(masked, batch, targets, execution="masked", **arguments))
     assert_same_gradients(sparse, masked)
 
 
@@ -117,12 +110,12 @@ def test_gate_lets_the_detection_losses_train_the_scorer(
     assert plain.pruner.scorer.mlp[0].weight.grad is None
 
 
-def test_the_gate_does_not_change_the_output(make_detector):
+def test_the_gate_does_not_change_the_output(make_detector, assert_same_outputs):
     model, images = make_detector("nano", "pruner.gate=true"), _images(2)
     with torch.no_grad():
         out = model(images, keep_ratio=0.5)
         model.pruner.gate = False
-        _assert_same(out, model(images, keep_ratio=0.5), atol=1e-12)
+        assert_same_outputs(out, model(images, keep_ratio=0.5), atol=1e-12)
 
 
 # --- dense, dense_scatter and sparse ------------------------------------------------------------
@@ -130,15 +123,15 @@ def test_the_gate_does_not_change_the_output(make_detector):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_executions_agree_when_all_is_kept(
-    training, make_detector, make_targets, assert_same_gradients
+    training, make_detector, make_targets, assert_same_gradients, run_detector, assert_same_outputs
 ):
     batch, targets = _images(2), make_targets(2, 1)
     dense = make_detector("nano", "pruner.keep_ratio=1").train(training)
     models = {e: copy.deepcopy(dense) for e in ("dense_scatter", "sparse", "masked")}
-    expected = _run(dense, batch, targets, execution="dense")
+    expected = run_detector(dense, batch, targets, execution="dense")
     assert expected.num_kept.tolist() == expected.num_tokens.tolist() == [[240, 60, 15]] * 2
     for execution, model in models.items():
-        _assert_same(expected, _run(model, batch, targets, execution=execution))
+        assert_same_outputs(expected, run_detector(model, batch, targets, execution=execution))
         assert_same_gradients(dense, model)
 
 
@@ -191,9 +184,11 @@ def test_dense_scatter_prunes_the_levels_asked_for(make_detector, nested_masks):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("execution", ["dense", "dense_scatter", "sparse", "masked"])
-def test_more_queries_than_tokens(execution, training, make_detector, make_targets):
+def test_more_queries_than_tokens(execution, training, make_detector, make_targets, run_detector):
     model = make_detector("nano", "model.decoder.num_queries=300").train(training)
-    out = _run(model, _images(2, 64, 64), make_targets(2, 5), execution=execution, keep_ratio=0.1)
+    out = run_detector(
+        model, _images(2, 64, 64), make_targets(2, 5), execution=execution, keep_ratio=0.1
+    )
     kept = {"dense": 84, "dense_scatter": 81}.get(execution, 21)
     assert out.num_kept.sum(1).tolist() == [kept] * 2
     assert out.num_tokens.tolist() == [[64, 16, 4]] * 2
@@ -250,27 +245,27 @@ def test_a_bright_spot_changes_the_scores_around_it(make_detector):
     assert (y, x) in [(0, 8), (0, 9)]  # cells next to it see it too
 
 
-def test_an_empty_batch_of_objects_trains(make_detector, make_targets):
+def test_an_empty_batch_of_objects_trains(make_detector, make_targets, run_detector):
     model = make_detector().train()
-    out = _run(model, _images(2, 64, 64), make_targets(0, 0))
+    out = run_detector(model, _images(2, 64, 64), make_targets(0, 0))
     assert all(v.isfinite() for v in out.losses.values())
     assert not any("_dn_" in name for name in out.losses)
 
 
-def test_training_gives_every_parameter_a_gradient(make_detector, make_targets):
+def test_training_gives_every_parameter_a_gradient(make_detector, make_targets, run_detector):
     model = make_detector("nano", *VARIANTS["experts"]).train()
-    _run(model, _images(2), make_targets(3, 2), keep_ratio=0.5)
+    run_detector(model, _images(2), make_targets(3, 2), keep_ratio=0.5)
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_experts_without_any_token_get_zero_gradients(
-    training, make_detector, make_targets, nested_masks
+    training, make_detector, make_targets, nested_masks, run_detector
 ):
     model = make_detector("nano", *VARIANTS["experts"]).train(training)
     kept = nested_masks((3, 5), [0.0, 0.0])
-    out = _run(model, _images(2), make_targets(2, 1), kept=kept)
+    out = run_detector(model, _images(2), make_targets(2, 1), kept=kept)
     assert all(v.isfinite() for v in out.losses.values())
     for name, parameter in model.named_parameters():
         if ".moe." in name and name.startswith("encoder"):

@@ -27,43 +27,36 @@ def _images(batch, height=SIZE[0], width=SIZE[1]):
     return torch.rand(batch, 3, height, width, dtype=torch.float64)
 
 
-def _run(model, images, targets, **arguments):
-    torch.manual_seed(5)
-    out = model(images, targets, **arguments)
-    if targets is not None:
-        sum(out.losses.values()).backward()
-    return out
-
-
-def _assert_same(out, other, atol=1e-6):
-    torch.testing.assert_close(out.pred_logits, other.pred_logits, rtol=0, atol=atol)
-    torch.testing.assert_close(out.pred_boxes, other.pred_boxes, rtol=0, atol=atol)
-    for name, value in out.losses.items():
-        torch.testing.assert_close(other.losses[name], value, rtol=1e-5, atol=1e-5)
-    for kept, other_kept in zip(out.kept, other.kept, strict=True):
-        assert torch.equal(kept, other_kept)
-
-
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("name", MODELS)
 def test_sparse_equals_masked(
-    name, images, training, make_detector, make_targets, nested_masks, assert_same_gradients
+    name,
+    images,
+    training,
+    make_detector,
+    make_targets,
+    nested_masks,
+    assert_same_gradients,
+    run_detector,
+    assert_same_outputs,
 ):
     sparse = make_detector(*MODELS[name]).train(training)
     masked = copy.deepcopy(sparse)
     kept = nested_masks((3, 5), IMAGES[images])
     batch, targets = _images(3), make_targets(3, 0, 1)
-    ours = _run(sparse, batch, targets, kept=kept, execution="sparse")
-    theirs = _run(masked, batch, targets, kept=kept, execution="masked")
-    _assert_same(ours, theirs)
+    ours = run_detector(sparse, batch, targets, kept=kept, execution="sparse")
+    theirs = run_detector(masked, batch, targets, kept=kept, execution="masked")
+    assert_same_outputs(ours, theirs)
     assert_same_gradients(sparse, masked)
     for (buffer_name, buffer), other in zip(sparse.named_buffers(), masked.buffers(), strict=True):
         torch.testing.assert_close(buffer, other, rtol=1e-6, atol=1e-6, msg=buffer_name)
 
 
 @pytest.mark.parametrize("name", ["r18, s3", "nano, s3", "nano, s2"])
-def test_sparse_equals_masked_when_padded(name, make_detector, make_targets, assert_same_gradients):
+def test_sparse_equals_masked_when_padded(
+    name, make_detector, make_targets, assert_same_gradients, run_detector, assert_same_outputs
+):
     sparse = make_detector(*MODELS[name]).train()
     masked = copy.deepcopy(sparse)
     padding = torch.ones(2, *SIZE, dtype=torch.bool)
@@ -71,9 +64,9 @@ def test_sparse_equals_masked_when_padded(name, make_detector, make_targets, ass
     padding[1, :, :90] = False
     batch, targets = _images(2), make_targets(2, 1)
     arguments = {"padding_mask": padding, "keep_ratio": 0.5}
-    ours = _run(sparse, batch, targets, execution="sparse", **arguments)
-    theirs = _run(masked, batch, targets, execution="masked", **arguments)
-    _assert_same(ours, theirs)
+    ours = run_detector(sparse, batch, targets, execution="sparse", **arguments)
+    theirs = run_detector(masked, batch, targets, execution="masked", **arguments)
+    assert_same_outputs(ours, theirs)
     assert_same_gradients(sparse, masked)
     check_nested(ours.kept)
 
@@ -81,7 +74,9 @@ def test_sparse_equals_masked_when_padded(name, make_detector, make_targets, ass
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_all_executions_agree_when_everything_is_kept(name, padded, make_detector):
+def test_all_executions_agree_when_everything_is_kept(
+    name, padded, make_detector, assert_same_outputs
+):
     model, batch = make_detector(*MODELS[name]), _images(2)
     padding = torch.zeros(2, *SIZE, dtype=torch.bool)
     if padded:
@@ -89,9 +84,8 @@ def test_all_executions_agree_when_everything_is_kept(name, padded, make_detecto
     run = {e: model(batch, padding_mask=padding, execution=e, keep_ratio=1.0) for e in (
         "dense", "dense_scatter", "sparse", "masked", "auto",
     )}  # fmt: skip
-    for execution, out in run.items():
-        # The dense network sees the padding's border cells, which hold a pixel or more, too.
-        _assert_same(run["dense"], out, atol=1e-6), execution
+    for out in run.values():
+        assert_same_outputs(run["dense"], out)
     assert run["auto"].execution == "dense"
 
 

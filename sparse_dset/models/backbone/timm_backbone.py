@@ -157,29 +157,22 @@ class _FusedConv2d(nn.Module):
         weight, bias = fold_norm(conv.weight, norm, conv.bias)
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         self.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
-        self.stride, self.padding = conv.stride, conv.padding
-        self.dilation, self.groups = conv.dilation, conv.groups
-        self.activation = activation
+        self.stride, self.activation = conv.stride, activation
+        self._layout: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
 
     @property
     def is_same(self) -> bool:
         """Whether ``dense_conv2d`` computes it."""
-        return is_same_convolution(
-            self.weight, self.stride, self.padding, self.dilation, self.groups
-        )
+        return is_same_convolution(self.weight, *self._layout)
 
     def forward(self, x: Tensor | Flow) -> Tensor | Flow:
         options = self.weight, self.bias, self.stride[0], self.activation
         if isinstance(x, Flow):
-            check_same_convolution(
-                self.weight, self.stride, self.padding, self.dilation, self.groups
-            )
+            check_same_convolution(self.weight, *self._layout)
             return x.step(lambda m, onto: fused_conv2d(m, *options, onto), self.stride[0])
         if self.is_same:
             return dense_conv2d(x, *options)
-        out = F.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        out = F.conv2d(x, self.weight, self.bias, *self._layout)
         return activate(out, self.activation, inplace=True)
 
 
@@ -210,7 +203,7 @@ def _fuse_blocks(model: nn.Module) -> None:
         if not isinstance(block, InvertedResidual):
             continue
         convs = [block.conv_pw, block.conv_dw, block.conv_pwl]
-        others = [m for key, m in block.named_children() if m not in convs]
+        others = [m for m in block.children() if m not in convs]
         plain = all(isinstance(m, nn.Identity) for m in others)
         if plain and all(isinstance(m, _FusedConv2d) and m.is_same for m in convs):
             model.set_submodule(name, _FusedInvertedResidual(block))

@@ -15,7 +15,7 @@ from sparse_dset.ops import (
     resolve_backend,
     sparse_deform_attn,
 )
-from sparse_dset.structures import MaskedMap, SparseMap, Support
+from sparse_dset.structures import MaskedMap, SparseMap, Support, rows_to_map
 from sparse_dset.structures.ragged import Ragged
 
 
@@ -50,7 +50,7 @@ class Memory:
         if self.whole and resolve_backend("auto", value.device, dtype) != "cpu":
             rows = value.split([support.num_sites for support in self.supports])
             maps = [
-                part.view(*support.shape, -1).permute(0, 3, 1, 2)
+                rows_to_map(part, *support.shape)
                 for part, support in zip(rows, self.supports, strict=True)
             ]
             return dense_deform_attn(maps, locations, weights, extents)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparse_dset.models.pruner.pruner import Decision, Pruner, children, grown, inherit
+from sparse_dset.models.pruner.pruner import Decision, Pruner, grown, inherit
 from sparse_dset.models.pruner.scorer import TokenScorer
 from sparse_dset.models.pruner.selector import (
     ByContent,
@@ -25,7 +25,6 @@ __all__ = [
     "TokenSelector",
     "TopK",
     "check_keep_ratio",
-    "children",
     "grown",
     "inherit",
     "make_pruner",

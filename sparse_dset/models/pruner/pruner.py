@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparse_dset.models.pruner.scorer import LEVELS, TokenScorer, level_index
 from sparse_dset.models.pruner.selector import TokenSelector
+from sparse_dset.structures import enlarged
 
 STAGES = ("s2", "s3", "s5")
 
@@ -106,7 +107,7 @@ class Pruner(nn.Module):
         probability = token_scores.sigmoid()
         gate = 1.0 + probability - probability.detach()
         scale = feature.shape[-1] // gate.shape[-1]
-        gate = gate.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        gate = enlarged(gate, scale)
         return feature * gate.unsqueeze(1).to(feature.dtype)
 
 
@@ -123,14 +124,9 @@ def grown(kept: Tensor, cells: int) -> Tensor:
     return F.max_pool2d(kept.float().unsqueeze(1), size, 1, cells).squeeze(1) > 0
 
 
-def children(kept: Tensor) -> Tensor:
-    """Returns the sites of the next finer level that lie in kept ones: bool ``[B, 2H, 2W]``."""
-    return kept.repeat_interleave(2, 1).repeat_interleave(2, 2)
-
-
 def inherit(kept: Tensor, valid: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Passes a decision at the coarsest level on to the valid sites under it, level by level."""
     levels = [kept & valid[-1]]
     for finer in reversed(valid[:-1]):
-        levels.insert(0, children(levels[0]) & finer)
+        levels.insert(0, enlarged(levels[0]) & finer)
     return tuple(levels)
