@@ -90,6 +90,23 @@ def test_all_executions_agree_when_everything_is_kept(
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_training_agrees_with_dense_when_everything_is_kept(
+    name, make_detector, make_targets, assert_same_gradients, run_detector
+):
+    """Statistics of a batch too: those of all sites are those of the dense map."""
+    dense = make_detector(*MODELS[name]).train()
+    sparse = copy.deepcopy(dense)
+    batch, targets = _images(2), make_targets(2, 1)
+    expected = run_detector(dense, batch, targets, execution="dense")
+    out = run_detector(sparse, batch, targets, execution="sparse", keep_ratio=1.0)
+    for loss, value in expected.losses.items():
+        torch.testing.assert_close(out.losses[loss], value, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(dense, sparse)
+    for (buffer_name, buffer), other in zip(dense.named_buffers(), sparse.buffers(), strict=True):
+        torch.testing.assert_close(other, buffer, rtol=1e-6, atol=1e-6, msg=buffer_name)
+
+
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_the_inference_form_is_the_same_network(name, make_detector):
     model, batch = make_detector(*MODELS[name], dtype=torch.float32), _images(2).float()

@@ -323,7 +323,11 @@ def test_results_outlive_what_their_memory_is_given_to_next():
     assert len({result.data_ptr() for result in kept}) == 6
     del result
     address = kept.pop().data_ptr()
-    assert pointwise_conv(x, weight, None).data_ptr() == address
+    again = pointwise_conv(x, weight, None)
+    assert again.data_ptr() == address
+    kept += [again, pointwise_conv(x, -weight, None)]
+    assert len({result.data_ptr() for result in kept}) == 7
+    torch.testing.assert_close(kept[-1], -again)
 
 
 @pytest.mark.slow

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_dset.structures import enlarged
-
 LEVELS = ("s2", "s3", "s4", "s5")
 """Names of the maps at strides 4, 8, 16 and 32."""
 
@@ -78,7 +76,7 @@ class TokenScorer(nn.Module):
             size = 8 >> i
             x = features[i]
             if self.local:
-                x = self.local[place](x) * enlarged(valid, size).unsqueeze(1)
+                x = self.local[place](x)
             seen += [F.avg_pool2d(x, size), F.max_pool2d(x, size)]
         cells = torch.cat(seen, dim=1).permute(0, 2, 3, 1)
         hidden = self.mlp[:2](self.norm(cells))
