@@ -21,7 +21,7 @@ from sparse_dset.config import build_from_config, check_command_line, check_conf
 from sparse_dset.engine.calibrate import (
     calibrate,
     centres_kept,
-    kept_cells,
+    kept_tokens,
     mean_share,
     score_dataset,
 )
@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
     table = []
     for ratio in SHOWN:
         rules = [calibrated.with_keep_ratio(ratio), same_count.with_keep_ratio(ratio)]
-        content, count = (kept_cells(rule, scored, halo) for rule in rules)
+        content, count = (kept_tokens(rule, scored, halo) for rule in rules)
         setting = getattr(rules[0], cfg.selector)
         shares = mean_share(content, scored), centres_kept(content, scored)
         # With a halo the same count of selected cells is not the same count of kept ones.
@@ -91,7 +91,7 @@ def main(cfg: DictConfig) -> None:
         for r, s, *rest in table
     ]
     print(f"{destination}: {cfg.selector}, {cfg.keep_ratio:g} of {dataset.annotations} on average")
-    print("an object is kept where the cell of its centre is\n")
+    print("an object is kept where the stride-8 site of its centre is\n")
     print(markdown_table(names, cells))
 
 

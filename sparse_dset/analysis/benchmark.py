@@ -466,13 +466,15 @@ def _distance(first: DetectorOutput, second: DetectorOutput) -> float:
 def _count_kept(model: Detector, arm: Arm, out: DetectorOutput) -> dict[str, float]:
     """The share of the tokens kept on each level, after a check of the count on stride 32.
 
-    A selector that follows the content, and a halo, keep what they keep.
+    A selector that follows the content, a halo, and several levels that decide together keep what
+    they keep there.
     """
     kept, tokens = out.num_kept.double().cpu(), out.num_tokens.double().cpu()
     shares = dict(zip(_LEVELS, (kept.sum(0) / tokens.sum(0)).tolist(), strict=True))
     asked, selector = tokens[:, -1], model.pruner.selector
     if _prunes_coarsest(model, arm):
-        if arm.keep_ratio < 1.0 and (isinstance(selector, ByContent) or model.pruner.halo):
+        free = isinstance(selector, ByContent) or len(model.pruner.scorer.scored) > 1
+        if arm.keep_ratio < 1.0 and (free or model.pruner.halo):
             return shares
         asked = (asked * arm.keep_ratio).round().clamp(selector.min_tokens, selector.max_tokens)
     if ((kept[:, -1] - asked).abs() > 1).any():

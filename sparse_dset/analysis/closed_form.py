@@ -207,22 +207,23 @@ def _lite0(made: Sequence[_Level], read: Sequence[_Level]) -> int:
 
 
 def _scorer(pruner: Mapping[str, Any], channels: Sequence[int]) -> int:
-    """One stride-32 cell: mean and maximum of the seen levels through an MLP, perhaps with small
-    convolutions before the pooling."""
+    """All that is computed for one stride-32 cell: small convolutions before the pooling, if there
+    are any, and an MLP for the mean and maximum within the cells of every level that decides."""
     names = ("s2", "s3", "s4", "s5")
     last_early = names.index(pruner["stage"])
     default = names[1:] if last_early == 3 else names[: last_early + 1]
     levels = pruner["levels"] or default
-    seen = sum(c for c, name in zip(channels, names, strict=True) if name in levels)
+    seen = {name: c for c, name in zip(channels, names, strict=True) if name in levels}
     hidden, context, local = pruner["hidden"], pruner["context"], pruner["local"]
-    mixing = 2 * context**2 * hidden**2 if context > 1 else 0
-    if not local:
-        return _linear(1, 2 * seen, hidden, 1) + mixing
     looking = 0
-    for i, name in enumerate(names):
-        if name in levels:
-            looking += (8 >> i) ** 2 * (_linear(1, channels[i], local) + 2 * 9 * local**2)
-    return looking + _linear(1, 2 * local * len(levels), hidden, 1) + mixing
+    if local:
+        for name, width in seen.items():
+            sites = (8 >> names.index(name)) ** 2
+            looking += sites * (_linear(1, width, local) + 2 * 9 * local**2)
+            seen[name] = local
+    mixing = 2 * context**2 * hidden**2 if context > 1 else 0
+    cells = sum((8 >> names.index(name)) ** 2 for name in names[names.index(pruner["finest"]) :])
+    return looking + cells * (_linear(1, 2 * sum(seen.values()), hidden, 1) + mixing)
 
 
 def _encoder(encoder: Mapping[str, Any], channels: Sequence[int], levels: Sequence[_Level]) -> int:

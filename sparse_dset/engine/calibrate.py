@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sparse_dset.models.detector import Detector
+from sparse_dset.models.geometry import STRIDES
 from sparse_dset.models.modes import evaluation
-from sparse_dset.models.pruner import ByContent, TokenSelector, grown
+from sparse_dset.models.pruner import ByContent, TokenSelector, select
 
 STEPS = 100
 """Keep ratios for which a setting is found: 0, 1, ..., 100 %."""
@@ -23,13 +25,14 @@ class ScoredSet:
     """Token scores of a data set.
 
     Attributes:
-        scores: logits ``[N, H, W]`` of the stride-32 cells, of the size of the largest image.
-        valid: bool ``[N, H, W]``, the cells that an image has.
-        centres: int64 ``[G, 3]``, (image, y, x) of the cell that holds an object's centre.
+        scores: logits ``[N, H_l, W_l]`` of the levels that decide, finest first, of the size of the
+            largest image.
+        valid: bool ``[N, H_l, W_l]`` at strides 8, 16 and 32, the cells that an image has.
+        centres: int64 ``[G, 3]``, (image, y, x) of the stride-8 site that holds an object's centre.
     """
 
-    scores: Tensor
-    valid: Tensor
+    scores: tuple[Tensor, ...]
+    valid: tuple[Tensor, ...]
     centres: Tensor
 
 
@@ -42,22 +45,24 @@ def score_dataset(
     progress: bool = True,
 ) -> ScoredSet:
     """Scores every image that a loader gives; see ``evaluation_loader``."""
-    scores: list[Tensor] = []
-    valid: list[Tensor] = []
+    scores: list[list[Tensor]] = []
+    valid: list[list[Tensor]] = []
     centres: list[Tensor] = []
+    count = 0
     with evaluation(model):
         for batch in tqdm(loader, desc="score", disable=not progress):
             batch = batch.to(device)
-            logits, cells = (x.cpu() for x in model.score_tokens(batch.images, batch.padding_mask))
-            for target, own, there in zip(batch.targets, logits, cells, strict=True):
+            logits, cells = model.score_tokens(batch.images, batch.padding_mask)
+            scores.append([x.cpu() for x in logits])
+            valid.append([x.cpu() for x in cells])
+            for target, there in zip(batch.targets, valid[-1][0], strict=True):
                 height, width = target["size"]
-                centre = target["boxes"][:, :2].cpu() * torch.tensor([width, height]) / 32
+                centre = target["boxes"][:, :2].cpu() * torch.tensor([width, height]) / STRIDES[0]
                 last = torch.stack([there.any(0).sum(), there.any(1).sum()]) - 1
-                cell = torch.minimum(centre.floor().long(), last).flip(1)
-                centres.append(F.pad(cell, (1, 0), value=len(scores)))
-                scores.append(own)
-                valid.append(there)
-    return ScoredSet(_stacked(scores), _stacked(valid), torch.cat(centres))
+                site = torch.minimum(centre.floor().long(), last).flip(1)
+                centres.append(F.pad(site, (1, 0), value=count))
+                count += 1
+    return ScoredSet(_joined(scores), _joined(valid), torch.cat(centres))
 
 
 def calibrate(selector: ByContent, scored: ScoredSet, halo: int = 0) -> tuple[float, ...]:
@@ -77,7 +82,7 @@ def calibrate(selector: ByContent, scored: ScoredSet, halo: int = 0) -> tuple[fl
     settings = []
     for step in range(STEPS + 1):
         low, high = 0.0, 1.0
-        for _ in range(40):
+        for _ in range(30):
             middle = (low + high) / 2
             above = _share(selector.with_setting(middle), scored, halo) > step / STEPS
             low, high = (low, middle) if above == rises else (middle, high)
@@ -86,27 +91,36 @@ def calibrate(selector: ByContent, scored: ScoredSet, halo: int = 0) -> tuple[fl
     return tuple(settings)
 
 
-def kept_cells(selector: TokenSelector, scored: ScoredSet, halo: int = 0) -> Tensor:
-    """Returns the cells that are kept: bool ``[N, H, W]``."""
-    return grown(selector(scored.scores, scored.valid), halo) & scored.valid
+def kept_tokens(
+    selector: TokenSelector, scored: ScoredSet, halo: int = 0
+) -> tuple[Tensor, ...]:
+    """Returns the tokens that are kept: bool ``[N, H_l, W_l]`` at strides 8, 16 and 32."""
+    return select(scored.scores, scored.valid, selector, halo)
 
 
-def mean_share(kept: Tensor, scored: ScoredSet) -> float:
-    """Returns the share of cells that is kept, the mean over the images."""
-    shares = kept.flatten(1).sum(1) / scored.valid.flatten(1).sum(1).clamp(min=1)
-    return float(shares.double().mean())
+def mean_share(kept: Sequence[Tensor], scored: ScoredSet) -> float:
+    """Returns the share of tokens that is kept, the mean over the images."""
+    tokens, there = (
+        torch.stack([mask.flatten(1).sum(1) for mask in masks]).sum(0)
+        for masks in (kept, scored.valid)
+    )
+    return float((tokens / there.clamp(min=1).double()).mean())
 
 
-def centres_kept(kept: Tensor, scored: ScoredSet) -> float:
-    """Returns the share of objects whose centre's cell is kept; NaN without objects."""
-    return float(kept[tuple(scored.centres.unbind(1))].double().mean())
+def centres_kept(kept: Sequence[Tensor], scored: ScoredSet) -> float:
+    """Returns the share of objects whose centre lies in a kept stride-8 site; NaN without any."""
+    return float(kept[0][tuple(scored.centres.unbind(1))].double().mean())
 
 
 def _share(selector: TokenSelector, scored: ScoredSet, halo: int) -> float:
-    return mean_share(kept_cells(selector, scored, halo), scored)
+    return mean_share(kept_tokens(selector, scored, halo), scored)
 
 
-def _stacked(maps: list[Tensor]) -> Tensor:
-    height, width = (max(m.shape[i] for m in maps) for i in (0, 1))
-    padded = [F.pad(m, (0, width - m.shape[1], 0, height - m.shape[0])) for m in maps]
-    return torch.stack(padded)
+def _joined(batches: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    """Joins the maps of batches ``[B, H, W]``, level by level, padded to the largest."""
+    levels = []
+    for maps in zip(*batches, strict=True):
+        height, width = (max(m.shape[i] for m in maps) for i in (1, 2))
+        padded = [F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in maps]
+        levels.append(torch.cat(padded))
+    return tuple(levels)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one too
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader, Dataset
@@ -50,12 +51,13 @@ class PruningSchedule:
         warmup_epochs: epochs without pruning; over as many again the keep ratio falls linearly
             from 1 to its target. 0 prunes fully from the start.
         ratio: ``fixed`` is the target of the configuration; ``random`` draws a target for every
-            step, so that one checkpoint serves every ratio.
+            step, so that one checkpoint serves every ratio; ``random_log`` draws its logarithm, so
+            that half of the steps are below the geometric mean of the range.
         ratio_range: lowest and highest random target, in (0, 1].
     """
 
     warmup_epochs: float = 10.0
-    ratio: Literal["fixed", "random"] = "fixed"
+    ratio: Literal["fixed", "random", "random_log"] = "fixed"
     ratio_range: tuple[float, float] = (0.1, 1.0)
 
     def __post_init__(self) -> None:
@@ -64,8 +66,8 @@ class PruningSchedule:
         low, high = self.ratio_range
         if self.warmup_epochs < 0:
             raise ValueError(f"warmup_epochs must be 0 or more, got {self.warmup_epochs}")
-        if self.ratio not in ("fixed", "random"):
-            raise ValueError(f"ratio must be 'fixed' or 'random', got {self.ratio!r}")
+        if self.ratio not in ("fixed", "random", "random_log"):
+            raise ValueError(f"ratio must be fixed, random or random_log, got {self.ratio!r}")
         if not 0.0 < low <= high <= 1.0:
             raise ValueError(f"ratio_range must be 0 < low <= high <= 1, got {self.ratio_range}")
 
@@ -79,7 +81,11 @@ class PruningSchedule:
         """The target of a step, the same in every process; None leaves it to the model."""
         if self.ratio == "fixed":
             return None
-        return random.Random(f"{seed}-{step}").uniform(*self.ratio_range)
+        low, high = self.ratio_range
+        place = random.Random(f"{seed}-{step}").random()
+        if self.ratio == "random_log":
+            return low * (high / low) ** place
+        return low + (high - low) * place
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,9 @@ class TrainConfig:
         num_workers: loader processes; 0 loads in the training process.
         execution: how the model runs once pruning has set in; None as the model is configured.
         pruning: how pruning sets in.
+        freeze_statistics: BatchNorm normalises by its running statistics and leaves them as they
+            are. Those of kept tokens differ from one keep ratio to the next, and no running average
+            fits them all; frozen ones are the same for every ratio and every execution.
         amp: ``off``, ``bf16`` or ``fp16`` (with loss scaling).
         clip_norm: largest gradient norm; None does not clip.
         ema_decay: see `ModelEMA`.
@@ -119,6 +128,7 @@ class TrainConfig:
     num_workers: int = 4
     execution: str | None = None
     pruning: PruningSchedule = field(default_factory=PruningSchedule)
+    freeze_statistics: bool = False
     amp: Precision = "off"
     clip_norm: float | None = 10.0
     ema_decay: float = 0.9999
@@ -337,6 +347,8 @@ class Trainer:
         """Runs the optimizer steps that are left of the epoch, one per item."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         self.model.train()
+        if self.config.freeze_statistics:
+            _freeze_statistics(self.model)
         batches = iter(self._loader(epoch, done))
         bar = tqdm(
             total=self.steps_per_epoch,
@@ -533,6 +545,12 @@ def prepare(config: TrainConfig) -> None:
     if config.deterministic:
         set_deterministic()
     seed_everything(config.seed)
+
+
+def _freeze_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def _check_finite(losses: Mapping[str, float], batch: Batch) -> None:

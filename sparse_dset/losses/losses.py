@@ -49,7 +49,7 @@ class Losses(nn.Module):
         self,
         output: DecoderOutput,
         encoder_stats: Sequence[RouterStats],
-        token_scores: Tensor,
+        token_scores: Sequence[Tensor],
         memory: Memory,
         geometry: Geometry,
         targets: PaddedTargets,
@@ -59,11 +59,10 @@ class Losses(nn.Module):
             output.layers, output.encoder, output.query_mask, targets, output.denoising
         )
         if self.cass is None:  # the scorer gets zero gradients: distributed training waits for them
-            losses["loss_vfl"] = losses["loss_vfl"] + 0.0 * token_scores.float().sum()
+            nothing = sum(0.0 * scores.float().sum() for scores in token_scores)
+            losses["loss_vfl"] = losses["loss_vfl"] + nothing
         else:
-            valid = geometry.valid_masks()[-1]
-            extents = geometry.extents()[:, -1]
-            losses["loss_cass"] = self.cass(token_scores, valid, targets, extents)
+            losses["loss_cass"] = self._cass(self.cass, token_scores, geometry, targets)
         if encoder_stats:
             losses["loss_balance_encoder"] = self.balance_encoder * _balance(encoder_stats)
         if output.router_stats:
@@ -71,6 +70,19 @@ class Losses(nn.Module):
         if self.dense is not None and self.training:
             losses |= self._dense(self.dense, memory, geometry, targets)
         return losses
+
+    @staticmethod
+    def _cass(
+        cass: CassLoss, token_scores: Sequence[Tensor], geometry: Geometry, targets: PaddedTargets
+    ) -> Tensor:
+        """The mean over the levels that decide."""
+        levels = range(-len(token_scores), 0)
+        valid, extents = geometry.valid_masks(), geometry.extents()
+        losses = [
+            cass(scores, valid[level], targets, extents[:, level])
+            for level, scores in zip(levels, token_scores, strict=True)
+        ]
+        return torch.stack(losses).mean()
 
     @staticmethod
     def _dense(

@@ -36,7 +36,8 @@ class DetectorOutput:
         pred_boxes: ``[B, Q, 4]``, cxcywh in [0, 1] of each image without its padding.
         query_mask: bool ``[B, Q]``; False for the padding queries of images with fewer tokens than
             queries, whose logits are very low.
-        token_scores: logits ``[B, H, W]`` of the stride-32 cells; None when nothing asked for them.
+        token_scores: logits ``[B, H_l, W_l]`` of the levels that decide, finest first; None when
+            nothing asked for them.
         kept: bool ``[B, H_l, W_l]`` per level, finest first: the tokens that were kept.
         num_kept: int64 ``[B, L]``, how many of them.
         num_tokens: int64 ``[B, L]``, how many there were without padding.
@@ -47,7 +48,7 @@ class DetectorOutput:
     pred_logits: Tensor
     pred_boxes: Tensor
     query_mask: Tensor
-    token_scores: Tensor | None
+    token_scores: tuple[Tensor, ...] | None
     kept: tuple[Tensor, ...]
     num_kept: Tensor
     num_tokens: Tensor
@@ -204,19 +205,20 @@ class Detector(nn.Module):
 
     def score_tokens(
         self, images: Tensor, padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Scores the stride-32 cells, and computes nothing that does not lead there.
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """Scores the cells, and computes nothing that does not lead there.
 
         Args:
             images, padding_mask: see ``forward``.
 
         Returns:
-            Logits ``[B, H, W]``, and bool ``[B, H, W]``: the cells that are not padding.
+            Logits ``[B, H_l, W_l]`` of the levels that decide, finest first, and bool
+            ``[B, H_l, W_l]`` at strides 8, 16 and 32: the cells that are not padding.
         """
         images, geometry = pad_batch(images, padding_mask)
         valid = geometry.valid_masks()
         early = self._extract(images, range(self.pruner.num_early), geometry)
-        return self.pruner.scorer(early, valid[-1]), valid[-1]
+        return self.pruner.scorer(early, valid), valid
 
     def predict(
         self, images: Sequence[Picture], threshold: float = 0.3, **options: Any
@@ -281,7 +283,7 @@ class Detector(nn.Module):
     def _go_on_sparsely(
         self,
         feature: Tensor,
-        scores: Tensor | None,
+        scores: Sequence[Tensor] | None,
         kept: Sequence[Tensor],
         execution: str,
         geometry: Geometry,
@@ -295,7 +297,7 @@ class Detector(nn.Module):
         maps = [x, *self.backbone(x, range(first + 1, 4), supports[1:])]
         return maps[-3:]
 
-    def _gated(self, feature: Tensor, scores: Tensor | None) -> Tensor:
+    def _gated(self, feature: Tensor, scores: Sequence[Tensor] | None) -> Tensor:
         return feature if scores is None else self.pruner.gated(feature, scores)
 
     def _kept(

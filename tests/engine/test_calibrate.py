@@ -10,11 +10,13 @@ from sparse_dset.engine.calibrate import (
     ScoredSet,
     calibrate,
     centres_kept,
-    kept_cells,
+    kept_tokens,
     mean_share,
     score_dataset,
 )
+from sparse_dset.models.geometry import pad_batch
 from sparse_dset.models.pruner import Mass, Threshold
+from sparse_dset.structures import enlarged
 
 
 def _scored(count=40):
@@ -23,7 +25,8 @@ def _scored(count=40):
     scores = 2 * torch.randn(count, 6, 10) - torch.rand(count, 1, 1) * 6
     valid = torch.ones(count, 6, 10, dtype=torch.bool)
     valid[::3, :, 7:] = False
-    return ScoredSet(scores, valid, torch.tensor([[0, 0, 0], [1, 5, 9]]))
+    levels = tuple(enlarged(valid, factor) for factor in (4, 2, 1))
+    return ScoredSet((scores,), levels, torch.tensor([[0, 0, 0], [1, 20, 39]]))
 
 
 @pytest.mark.parametrize("selector", [Threshold(), Mass(), Threshold(min_tokens=2)])
@@ -34,11 +37,25 @@ def test_a_calibrated_selector_keeps_the_share_that_it_was_asked_for(selector, h
     assert len(settings) == 101
     calibrated = type(selector)(selector.min_tokens, None, 0.5, settings)
     for ratio in (0.3, 0.42, 0.755, 0.9):
-        kept = kept_cells(calibrated.with_keep_ratio(ratio), scored, halo)
+        kept = kept_tokens(calibrated.with_keep_ratio(ratio), scored, halo)
         assert mean_share(kept, scored) == pytest.approx(ratio, abs=0.012)
-        assert not (kept & ~scored.valid).any()
-        assert kept.flatten(1).sum(1).unique().numel() > 5  # as the content asks
-    assert torch.equal(kept_cells(calibrated.with_keep_ratio(1.0), scored), scored.valid)
+        assert not (kept[-1] & ~scored.valid[-1]).any()
+        assert kept[-1].flatten(1).sum(1).unique().numel() > 5  # as the content asks
+    everything = kept_tokens(calibrated.with_keep_ratio(1.0), scored)
+    assert all(torch.equal(k, v) for k, v in zip(everything, scored.valid, strict=True))
+
+
+def test_several_levels_are_calibrated_by_the_tokens_of_all():
+    scored = _scored()
+    torch.manual_seed(1)
+    fine = torch.randn(scored.valid[1].shape) - 1.0
+    scored = ScoredSet((fine, *scored.scores), scored.valid, scored.centres)
+    settings = calibrate(Threshold(), scored)
+    rule = Threshold(1, None, 0.5, settings).with_keep_ratio(0.3)
+    kept = kept_tokens(rule, scored)
+    assert mean_share(kept, scored) == pytest.approx(0.3, abs=0.005)
+    shares = [float(k.sum() / v.sum()) for k, v in zip(kept, scored.valid, strict=True)]
+    assert shares[0] == shares[1] < 0.3 < shares[2]
 
 
 def test_settings_rise_or_fall_with_the_share():
@@ -51,9 +68,9 @@ def test_settings_rise_or_fall_with_the_share():
 
 def test_centres():
     scored = _scored()
-    kept = torch.zeros_like(scored.valid)
+    kept = [torch.zeros_like(mask) for mask in scored.valid]
     assert centres_kept(kept, scored) == 0.0
-    kept[1, 5, 9] = True
+    kept[0][1, 20, 39] = True
     assert centres_kept(kept, scored) == 0.5
     none = ScoredSet(scored.scores, scored.valid, torch.zeros(0, 3, dtype=torch.int64))
     assert math.isnan(centres_kept(kept, none))
@@ -64,11 +81,8 @@ class _Model(torch.nn.Module):
 
     def score_tokens(self, images, padding_mask):
         scores = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 32).squeeze(1)
-        valid = torch.ones_like(scores, dtype=torch.bool)
-        if padding_mask is not None:
-            shown = (~padding_mask).float().unsqueeze(1)
-            valid = torch.nn.functional.max_pool2d(shown, 32).squeeze(1) > 0
-        return scores, valid
+        _, geometry = pad_batch(images, padding_mask)
+        return (scores,), geometry.valid_masks()
 
 
 def test_a_data_set_of_images_of_different_sizes_is_scored():
@@ -89,7 +103,7 @@ def test_a_data_set_of_images_of_different_sizes_is_scored():
     ]
     assert all(isinstance(batch, Batch) for batch in batches)
     scored = score_dataset(_Model(), batches, progress=False)
-    assert scored.scores.shape == scored.valid.shape == (3, 3, 4)
-    assert scored.valid.flatten(1).sum(1).tolist() == [6, 8, 6]
-    # The lower right corner lies in the last cell that the second image has.
-    assert scored.centres.tolist() == [[0, 1, 1], [1, 1, 3]]
+    assert scored.scores[0].shape == scored.valid[-1].shape == (3, 3, 4)
+    assert scored.valid[-1].flatten(1).sum(1).tolist() == [6, 8, 6]
+    # The lower right corner lies in the last site that the second image has.
+    assert scored.centres.tolist() == [[0, 4, 6], [1, 4, 15]]

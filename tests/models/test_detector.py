@@ -101,13 +101,13 @@ def test_gate_lets_the_detection_losses_train_the_scorer(
         torch.manual_seed(5)
         losses = model(batch, targets, execution=execution, keep_ratio=0.5).losses
         sum(v for name, v in losses.items() if name != "loss_cass").backward()
-        assert model.pruner.scorer.mlp[0].weight.grad.abs().sum() > 0
+        assert model.pruner.scorer.heads[0].mlp[0].weight.grad.abs().sum() > 0
     assert_same_gradients(models["sparse"], models["masked"])
 
     plain = make_detector().train()
     losses = plain(batch, targets, keep_ratio=0.5).losses
     sum(v for name, v in losses.items() if name != "loss_cass").backward()
-    assert plain.pruner.scorer.mlp[0].weight.grad is None
+    assert plain.pruner.scorer.heads[0].mlp[0].weight.grad is None
 
 
 def test_the_gate_does_not_change_the_output(make_detector, assert_same_outputs):
@@ -239,7 +239,7 @@ def test_off_square_images_keep_their_axes(size, make_detector):
 def test_a_bright_spot_changes_the_scores_around_it(make_detector):
     images = torch.full((2, 3, 64, 320), 0.5, dtype=torch.float64)
     images[1, :, 2:10, 284:292] = 1.0  # at x = 0.9, y = 0.1
-    scores = make_detector()(images).token_scores
+    scores = make_detector()(images).token_scores[0]
     change = (scores[1] - scores[0]).abs()
     y, x = divmod(int(change.argmax()), change.shape[1])
     assert (y, x) in [(0, 8), (0, 9)]  # cells next to it see it too

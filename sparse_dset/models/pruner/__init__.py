@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparse_dset.models.pruner.pruner import Decision, Pruner, grown, inherit
+from sparse_dset.models.pruner.pruner import Decision, Pruner, grown, inherit, select
 from sparse_dset.models.pruner.scorer import TokenScorer
 from sparse_dset.models.pruner.selector import (
+    BatchTopK,
     ByContent,
     Mass,
     Threshold,
@@ -16,6 +17,7 @@ from sparse_dset.models.pruner.selector import (
 )
 
 __all__ = [
+    "BatchTopK",
     "ByContent",
     "Decision",
     "Mass",
@@ -29,6 +31,7 @@ __all__ = [
     "inherit",
     "make_pruner",
     "make_selector",
+    "select",
 ]
 
 
@@ -41,18 +44,22 @@ def make_selector(
     max_tokens: int | None,
     calibration: Sequence[float] | None = None,
 ) -> TokenSelector:
-    """Makes the selector called "topk", "threshold" or "mass" from the settings of all three."""
+    """Makes the selector called "topk", "batch", "threshold" or "mass" from the settings of all."""
     check_keep_ratio(keep_ratio, "pruner.keep_ratio")
     settings = tuple(calibration or ())
     match selector:
         case "topk":
             return TopK(min_tokens, max_tokens, keep_ratio)
+        case "batch":
+            return BatchTopK(min_tokens, max_tokens, keep_ratio)
         case "threshold":
             by_content: ByContent = Threshold(min_tokens, max_tokens, threshold, settings)
         case "mass":
             by_content = Mass(min_tokens, max_tokens, mass, settings)
         case _:
-            raise ValueError(f"pruner.selector must be topk, threshold or mass, got {selector!r}")
+            raise ValueError(
+                f"pruner.selector must be topk, batch, threshold or mass, got {selector!r}"
+            )
     return by_content.with_keep_ratio(keep_ratio) if settings else by_content
 
 
@@ -71,6 +78,7 @@ def make_pruner(
     hidden: int = 64,
     context: int = 1,
     local: int = 0,
+    finest: str = "s5",
     halo: int = 0,
     gate: bool = False,
     scatter_levels: Sequence[str] = ("s5",),
@@ -78,5 +86,5 @@ def make_pruner(
     """Makes a pruner from flat settings; see ``Pruner`` and the selectors for their meaning."""
     rule = make_selector(selector, keep_ratio, threshold, mass, min_tokens, max_tokens, calibration)
     return Pruner(
-        in_channels, rule, stage, levels, hidden, context, local, halo, gate, scatter_levels
+        in_channels, rule, stage, levels, hidden, context, local, finest, halo, gate, scatter_levels
     )

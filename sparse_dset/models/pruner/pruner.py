@@ -1,10 +1,11 @@
-"""Token pruning: score the cells, select some, and let the finer levels inherit the decision."""
+"""Token pruning: score cells, select some, and let the levels below inherit the decision."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,11 +21,11 @@ class Decision:
     """What the pruner decided.
 
     Attributes:
-        token_scores: logits ``[B, H, W]`` of the stride-32 cells.
+        token_scores: logits ``[B, H_l, W_l]`` of the levels that decide, finest first.
         kept: bool ``[B, H_l, W_l]`` per level at strides 8, 16 and 32, finest first; nested.
     """
 
-    token_scores: Tensor
+    token_scores: tuple[Tensor, ...]
     kept: tuple[Tensor, ...]
 
 
@@ -38,8 +39,10 @@ class Pruner(nn.Module):
             after stride 4, so that the later stages of the backbone run on kept sites only.
         levels: which maps the scorer sees; None: all that are there at ``stage``, but "s2" only
             where the decision is early.
-        hidden, context, local: see ``TokenScorer``.
-        halo: cells around the selected ones that are kept too, so that those at an edge see more.
+        hidden, context, local, finest: see ``TokenScorer``; the levels that are scored decide
+            together, see ``select``.
+        halo: cells around the selected ones that are kept too, on each level that decides, so that
+            those at an edge see more.
         gate: let the detection loss train the scorer: kept features are multiplied by a gate
             whose value is 1 and whose gradient is that of the score (straight-through).
         scatter_levels: the levels that ``dense_scatter`` prunes; DSET prunes s5 only.
@@ -54,6 +57,7 @@ class Pruner(nn.Module):
         hidden: int = 64,
         context: int = 1,
         local: int = 0,
+        finest: str = "s5",
         halo: int = 0,
         gate: bool = False,
         scatter_levels: Sequence[str] = ("s5",),
@@ -73,7 +77,7 @@ class Pruner(nn.Module):
             )
         if halo < 0:
             raise ValueError(f"pruner.halo must be 0 or more cells, got {halo}")
-        self.scorer = TokenScorer(in_channels, levels, hidden, context, local)
+        self.scorer = TokenScorer(in_channels, levels, hidden, context, local, finest)
         self.selector = selector
         self.halo = halo
         self.gate = gate
@@ -96,19 +100,62 @@ class Pruner(nn.Module):
             valid: bool ``[B, H_l, W_l]`` at strides 8, 16, 32, the cells that are not padding.
             selector: normally ``self.selector``, or a relative of it (another keep ratio).
         """
-        scores = self.scorer(features, valid[-1])
-        selected = grown(selector(scores, valid[-1]), self.halo)
-        return Decision(scores, inherit(selected, valid))
+        scores = self.scorer(features, valid)
+        return Decision(scores, select(scores, valid, selector, self.halo))
 
-    def gated(self, feature: Tensor, token_scores: Tensor) -> Tensor:
-        """Multiplies a map ``[B, C, H_l, W_l]`` by the gate of the cell that each site lies in."""
+    def gated(self, feature: Tensor, token_scores: Sequence[Tensor]) -> Tensor:
+        """Multiplies a map ``[B, C, H_l, W_l]`` by the gate of the cell that each site lies in.
+
+        The cell is one of the finest level that is scored and not finer than the map.
+        """
         if not self.gate:
             return feature
-        probability = token_scores.sigmoid()
+        scores = next(s for s in token_scores if s.shape[-1] <= feature.shape[-1])
+        probability = scores.sigmoid()
         gate = 1.0 + probability - probability.detach()
-        scale = feature.shape[-1] // gate.shape[-1]
-        gate = enlarged(gate, scale)
+        gate = enlarged(gate, feature.shape[-1] // gate.shape[-1])
         return feature * gate.unsqueeze(1).to(feature.dtype)
+
+
+def select(
+    scores: Sequence[Tensor], valid: Sequence[Tensor], selector: TokenSelector, halo: int = 0
+) -> tuple[Tensor, ...]:
+    """Selects tokens of all levels that decide by one ranking, and passes it on to finer levels.
+
+    A cell is worth at least as much as the best of the cells under it, so that what is kept nests
+    whatever the rule keeps: coarse levels keep a larger share than fine ones, by as much as the
+    content asks for.
+
+    Args:
+        scores: logits ``[B, H_l, W_l]`` of the levels that decide, finest first, down to stride 32.
+        valid: bool ``[B, H_l, W_l]`` at strides 8, 16, 32, the cells that are not padding.
+        selector: the rule.
+        halo: cells around the selected ones that are kept too.
+
+    Returns:
+        bool ``[B, H_l, W_l]`` at strides 8, 16, 32; nested.
+    """
+    inside = valid[len(valid) - len(scores) :]
+    values = [scores[0].detach().float().masked_fill(~inside[0], -torch.inf)]
+    for own, cells in zip(scores[1:], inside[1:], strict=True):
+        best_below = F.max_pool2d(values[-1].unsqueeze(1), 2).squeeze(1)
+        values.append(torch.maximum(own.detach().float(), best_below).masked_fill(~cells, -torch.inf))
+    # Coarse levels come first: of equals, a cell is ranked before those under it.
+    values, inside = values[::-1], inside[::-1]
+    inherited = [4**i for i in range(1, len(valid) - len(scores) + 1)]
+    sizes = [torch.ones_like(cells[0], dtype=torch.int64).flatten() for cells in inside]
+    sizes[-1] += sum(inherited)
+    kept = selector(
+        torch.cat([v.flatten(1) for v in values], dim=1),
+        torch.cat([cells.flatten(1) for cells in inside], dim=1),
+        torch.cat(sizes),
+    )
+    parts = kept.split([len(s) for s in sizes], dim=1)
+    masks = [
+        grown(part.view(cells.shape), halo) & cells
+        for part, cells in zip(parts, inside, strict=True)
+    ]
+    return inherit(masks[::-1], valid)
 
 
 def grown(kept: Tensor, cells: int) -> Tensor:
@@ -124,9 +171,9 @@ def grown(kept: Tensor, cells: int) -> Tensor:
     return F.max_pool2d(kept.float().unsqueeze(1), size, 1, cells).squeeze(1) > 0
 
 
-def inherit(kept: Tensor, valid: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Passes a decision at the coarsest level on to the valid sites under it, level by level."""
-    levels = [kept & valid[-1]]
-    for finer in reversed(valid[:-1]):
+def inherit(kept: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Passes a decision on the coarsest levels on to the valid sites under it, level by level."""
+    levels = list(kept)
+    for finer in reversed(valid[: len(valid) - len(kept)]):
         levels.insert(0, enlarged(levels[0]) & finer)
     return tuple(levels)

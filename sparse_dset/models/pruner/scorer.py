@@ -1,4 +1,4 @@
-"""Scores each stride-32 cell: how likely is it to matter for detection?"""
+"""Scores the cells of some levels: how likely is each to matter for detection?"""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class TokenScorer(nn.Module):
         context: how far a cell sees, in cells of a side, odd: 1 is the cell alone, 3 its
             neighbours too.
         local: channels of the convolutions before the pooling; 0: none, as in DSET.
+        finest: the finest level whose cells are scored, "s3", "s4" or "s5"; every level from there
+            to s5 has an MLP of its own.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class TokenScorer(nn.Module):
         hidden: int,
         context: int = 1,
         local: int = 0,
+        finest: str = "s5",
     ) -> None:
         super().__init__()
         self.levels = sorted(level_index(name) for name in levels)
@@ -51,8 +54,41 @@ class TokenScorer(nn.Module):
             raise ValueError(f"pruner.context must be odd, 1 or more, got {context}")
         if local < 0:
             raise ValueError(f"pruner.local must be 0 or more channels, got {local}")
+        if finest not in LEVELS[1:]:
+            raise ValueError(f"pruner.finest must be s3, s4 or s5, got {finest!r}")
+        self.scored = range(level_index(finest), len(LEVELS))
         self.local = nn.ModuleList(_look(in_channels[i], local) for i in self.levels if local)
         width = 2 * sum(local or in_channels[i] for i in self.levels)
+        self.heads = nn.ModuleList(CellHead(width, hidden, context) for _ in self.scored)
+
+    def forward(self, features: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns token scores: logits ``[B, H_l, W_l]`` of the scored levels, finest first.
+
+        Args:
+            features: backbone maps ``[B, C_l, H_l, W_l]``, finest first, zero in the padding; those
+                of coarser levels that are not looked at may be missing.
+            valid: bool ``[B, H_l, W_l]`` at strides 8, 16, 32, the cells that are not padding.
+        """
+        seen = [features[i] for i in self.levels]
+        if self.local:
+            seen = [look(x) for look, x in zip(self.local, seen, strict=True)]
+        scores = []
+        for level, head in zip(self.scored, self.heads, strict=True):
+            pooled = [_pooled(x, level - i) for i, x in zip(self.levels, seen, strict=True)]
+            scores.append(head(torch.cat(pooled, dim=1), valid[level - 1]))
+        return tuple(scores)
+
+
+class CellHead(nn.Module):
+    """Scores the cells of one level.
+
+    Args:
+        width: channels of what is seen of a cell.
+        hidden, context: see ``TokenScorer``.
+    """
+
+    def __init__(self, width: int, hidden: int, context: int) -> None:
+        super().__init__()
         self.norm = nn.LayerNorm(width)
         last = nn.Linear(hidden, 1)
         nn.init.constant_(last.bias, -2.0)  # most cells are empty
@@ -63,23 +99,9 @@ class TokenScorer(nn.Module):
             nn.init.zeros_(self.mix.weight)  # at first each cell speaks for itself
             nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Sequence[Tensor], valid: Tensor) -> Tensor:
-        """Returns token scores (logits) ``[B, H, W]`` of the stride-32 cells.
-
-        Args:
-            features: backbone maps ``[B, C_l, H_l, W_l]``, finest first, zero in the padding; those
-                of coarser levels that are not looked at may be missing.
-            valid: bool ``[B, H, W]``, the cells that are not padding.
-        """
-        seen = []
-        for place, i in enumerate(self.levels):
-            size = 8 >> i
-            x = features[i]
-            if self.local:
-                x = self.local[place](x)
-            seen += [F.avg_pool2d(x, size), F.max_pool2d(x, size)]
-        cells = torch.cat(seen, dim=1).permute(0, 2, 3, 1)
-        hidden = self.mlp[:2](self.norm(cells))
+    def forward(self, cells: Tensor, valid: Tensor) -> Tensor:
+        """Returns logits ``[B, H, W]`` of cells ``[B, C, H, W]``; padding is no context."""
+        hidden = self.mlp[:2](self.norm(cells.permute(0, 2, 3, 1)))
         if self.mix is not None:
             around = (hidden * valid.unsqueeze(-1)).permute(0, 3, 1, 2)
             hidden = hidden + F.gelu(self.mix(around)).permute(0, 2, 3, 1)
@@ -92,3 +114,11 @@ def _look(in_channels: int, channels: int) -> nn.Module:
         nn.Conv2d(channels, channels, 3, padding=1),
         nn.GELU(),
     )
+
+
+def _pooled(x: Tensor, levels: int) -> Tensor:
+    """Mean and maximum of a map within the cells so many levels coarser (finer if negative)."""
+    if levels < 0:
+        return F.interpolate(x, scale_factor=float(2**-levels)).repeat(1, 2, 1, 1)
+    size = 2**levels
+    return torch.cat([F.avg_pool2d(x, size), F.max_pool2d(x, size)], dim=1)

@@ -26,6 +26,8 @@ def check_keep_ratio(keep_ratio: float, name: str = "keep_ratio") -> float:
 class TokenSelector(ABC):
     """Keeps cells by rank within their image.
 
+    The cells are those of all levels that decide.
+
     Attributes:
         min_tokens: an image keeps at least so many of its valid cells (or all it has).
         max_tokens: and at most so many, unless it is to keep all (``relaxed(0.0)``); None: no cap.
@@ -42,25 +44,26 @@ class TokenSelector(ABC):
                 f"pruner max_tokens = {self.max_tokens} is below min_tokens = {self.min_tokens}"
             )
 
-    def __call__(self, scores: Tensor, valid: Tensor) -> Tensor:
+    def __call__(self, scores: Tensor, valid: Tensor, sizes: Tensor) -> Tensor:
         """Selects.
 
         Args:
-            scores: logits ``[B, H, W]``.
-            valid: bool ``[B, H, W]``, the cells that may be kept.
+            scores: logits ``[B, N]``.
+            valid: bool ``[B, N]``, the cells that may be kept.
+            sizes: int64 ``[N]``, how many tokens are kept with a cell.
 
         Returns:
-            bool ``[B, H, W]``, the kept cells; never one that is not valid.
+            bool ``[B, N]``, the kept cells; never one that is not valid. Of cells with the same
+            score the first ones.
         """
-        flat_valid = valid.flatten(1)
-        flat = scores.detach().float().flatten(1).masked_fill(~flat_valid, -torch.inf)
-        ranked, order = flat.sort(dim=1, descending=True, stable=True)
-        count = self.count(ranked, flat_valid.sum(1)).clamp(min=self.min_tokens)
+        scores = scores.detach().float().masked_fill(~valid, -torch.inf)
+        ranked, order = scores.sort(dim=1, descending=True, stable=True)
+        ranked_sizes = (sizes * valid).gather(1, order)
+        count = self.count(ranked, ranked_sizes).clamp(min=self.min_tokens)
         if self.max_tokens is not None:
             count = count.clamp(max=self.max_tokens)
-        rank = torch.arange(flat.shape[1], device=flat.device)
-        kept = torch.zeros_like(flat_valid).scatter(1, order, rank < count[:, None])
-        return (kept & flat_valid).view(valid.shape)
+        rank = torch.arange(scores.shape[1], device=scores.device)
+        return torch.zeros_like(valid).scatter(1, order, rank < count[:, None]) & valid
 
     def _cap(self, progress: float) -> int | None:
         return self.max_tokens if progress else None
@@ -71,12 +74,12 @@ class TokenSelector(ABC):
         """Whether every valid cell is kept, whatever the scores are."""
 
     @abstractmethod
-    def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
+    def count(self, ranked: Tensor, sizes: Tensor) -> Tensor:
         """Returns how many cells each image keeps: int64 ``[B]``.
 
         Args:
             ranked: logits ``[B, N]``, best first, -inf for cells that are not valid.
-            num_valid: ``[B]``.
+            sizes: int64 ``[B, N]``, their tokens; 0 for cells that are not valid.
         """
 
     @abstractmethod
@@ -94,7 +97,7 @@ class TokenSelector(ABC):
 
 @dataclass(frozen=True)
 class TopK(TokenSelector):
-    """Keeps the same share of cells in every image: ``round(keep_ratio * valid cells)``."""
+    """Keeps the same share of tokens in every image, to the nearest cell."""
 
     keep_ratio: float = 1.0
 
@@ -108,8 +111,11 @@ class TopK(TokenSelector):
     def keeps_all(self) -> bool:
         return self.keep_ratio == 1.0 and self.max_tokens is None
 
-    def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
-        return (num_valid * self.keep_ratio).round().long()
+    def count(self, ranked: Tensor, sizes: Tensor) -> Tensor:
+        kept = sizes.cumsum(1)
+        # A cell is kept if that brings the count nearer to what is asked.
+        wanted = (2 * kept - sizes) <= 2 * self.keep_ratio * kept[:, -1:].double()
+        return (wanted & (sizes > 0)).sum(1)
 
     def relaxed(self, progress: float) -> TopK:
         keep_ratio = 1.0 - progress + progress * self.keep_ratio
@@ -117,6 +123,22 @@ class TopK(TokenSelector):
 
     def with_keep_ratio(self, keep_ratio: float) -> TopK:
         return replace(self, keep_ratio=keep_ratio)
+
+
+@dataclass(frozen=True)
+class BatchTopK(TopK):
+    """Keeps a share of the tokens of a whole batch, the best ones wherever they are.
+
+    For training: the count follows the content as with a calibrated threshold, at a keep ratio that
+    is known. What an image keeps depends on the others of its batch.
+    """
+
+    def count(self, ranked: Tensor, sizes: Tensor) -> Tensor:
+        best_first = ranked.flatten().sort(descending=True, stable=True)
+        count = super().count(best_first.values[None], sizes.flatten()[best_first.indices][None])
+        chosen = torch.zeros_like(best_first.indices, dtype=torch.bool)
+        chosen[best_first.indices[: int(count)]] = True
+        return chosen.view(ranked.shape).sum(1)
 
 
 class ByContent(TokenSelector):
@@ -169,7 +191,7 @@ class Threshold(ByContent):
     def keeps_all(self) -> bool:
         return self.threshold == 0.0 and self.max_tokens is None
 
-    def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
+    def count(self, ranked: Tensor, sizes: Tensor) -> Tensor:
         reached = (ranked.sigmoid() >= self.threshold) & ranked.isfinite()
         return reached.sum(1)
 
@@ -197,9 +219,9 @@ class Mass(ByContent):
     def keeps_all(self) -> bool:
         return self.mass == 1.0 and self.max_tokens is None
 
-    def count(self, ranked: Tensor, num_valid: Tensor) -> Tensor:
+    def count(self, ranked: Tensor, sizes: Tensor) -> Tensor:
         if self.mass == 1.0:
-            return num_valid
+            return (sizes > 0).sum(1)
         probability = ranked.sigmoid()
         before = probability.cumsum(1) - probability
         return (before < self.mass * probability.sum(1, keepdim=True)).sum(1)

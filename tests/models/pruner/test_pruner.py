@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from sparse_dset.models.geometry import Geometry
-from sparse_dset.models.pruner import inherit, make_pruner
-from sparse_dset.models.pruner.pruner import grown
+from sparse_dset.models.pruner import Threshold, TopK, grown, inherit, make_pruner, select
 from sparse_dset.structures import check_nested
 
 CHANNELS = (2, 4, 6, 8)
@@ -26,22 +25,23 @@ def _full(features):
 def test_a_decision_keeps_every_site_under_kept_cells():
     pruner, features = make_pruner(CHANNELS, keep_ratio=0.5).double(), _features()
     decision = pruner(features, _full(features), pruner.selector)
-    assert decision.token_scores.shape == (2, 2, 3)
+    (scores,) = decision.token_scores
+    assert scores.shape == (2, 2, 3)
     assert [int(m[0].sum()) for m in decision.kept] == [48, 12, 3]
     check_nested(decision.kept)
-    threshold = decision.token_scores[decision.kept[2]].view(2, 3).amin(1)
-    others = decision.token_scores.masked_fill(decision.kept[2], -torch.inf).flatten(1).amax(1)
+    threshold = scores[decision.kept[2]].view(2, 3).amin(1)
+    others = scores.masked_fill(decision.kept[2], -torch.inf).flatten(1).amax(1)
     assert (threshold > others).all()
 
 
 def test_inherit_leaves_padding_out():
     valid = Geometry(torch.tensor([[40.0, 70.0]]), (64, 96), True).valid_masks()
-    kept = inherit(torch.ones(1, 2, 3, dtype=torch.bool), valid)
+    kept = inherit([torch.ones(1, 2, 3, dtype=torch.bool)], valid)
     for mask, inside in zip(kept, valid, strict=True):
         assert torch.equal(mask, inside)
     one = torch.zeros(1, 2, 3, dtype=torch.bool)
     one[0, 1, 2] = True
-    fine, middle, coarse = inherit(one, valid)
+    fine, middle, coarse = inherit([one], valid)
     assert coarse.nonzero().tolist() == [[0, 1, 2]]
     assert middle.nonzero().tolist() == [[0, 2, 4]]  # the image has 3 x 5 cells there
     assert fine.nonzero().tolist() == [[0, 4, 8]]  # and 5 x 9 here
@@ -50,11 +50,11 @@ def test_inherit_leaves_padding_out():
 @pytest.mark.parametrize("levels", [("s5",), ("s3", "s4"), ("s5", "s3"), ("s2",)])
 def test_the_scorer_looks_at_its_levels_only(levels):
     pruner, features = make_pruner(CHANNELS, levels=levels).double(), _features()
-    valid = _full(features)[-1]
-    scores = pruner.scorer(features, valid)
+    valid = _full(features)
+    (scores,) = pruner.scorer(features, valid)
     for i, name in enumerate(("s2", "s3", "s4", "s5")):
         changed = [f + 1.0 * torch.randn_like(f) if j == i else f for j, f in enumerate(features)]
-        assert torch.equal(pruner.scorer(changed, valid), scores) != (name in levels)
+        assert torch.equal(pruner.scorer(changed, valid)[0], scores) != (name in levels)
 
 
 @pytest.mark.parametrize(
@@ -62,26 +62,28 @@ def test_the_scorer_looks_at_its_levels_only(levels):
 )
 def test_how_far_a_cell_sees(context, expected):
     pruner, features = make_pruner(CHANNELS, context=context).double(), _features(1)
-    if pruner.scorer.mix is not None:
-        torch.nn.init.normal_(pruner.scorer.mix.weight)
-    valid = _full(features)[-1]
-    before = pruner.scorer(features, valid)
+    (head,) = pruner.scorer.heads
+    if head.mix is not None:
+        torch.nn.init.normal_(head.mix.weight)
+    valid = _full(features)
+    (before,) = pruner.scorer(features, valid)
     features[1][0, :, 5, 10] += 1.0  # in cell (1, 2)
-    changed = (pruner.scorer(features, valid)[0] != before[0]).nonzero().tolist()
+    changed = (pruner.scorer(features, valid)[0][0] != before[0]).nonzero().tolist()
     assert changed == expected
 
 
 @pytest.mark.parametrize("local", [0, 5])
 def test_padding_is_no_context(local):
     pruner, features = make_pruner(CHANNELS, context=3, local=local).double(), _features(1)
-    torch.nn.init.normal_(pruner.scorer.mix.weight)
-    valid = _full(features)[-1]
-    valid[:, :, 2] = False
+    torch.nn.init.normal_(pruner.scorer.heads[0].mix.weight)
+    valid = _full(features)
+    valid[-1][:, :, 2] = False
     for f in features:
         f[..., f.shape[-1] // 3 * 2 :] = 0.0  # as the backbone leaves it
     alone = [f[..., : f.shape[-1] // 3 * 2] for f in features]
-    scores = pruner.scorer(features, valid)
-    torch.testing.assert_close(scores[:, :, :2], pruner.scorer(alone, valid[:, :, :2]))
+    (scores,) = pruner.scorer(features, valid)
+    (expected,) = pruner.scorer(alone, _full(alone))
+    torch.testing.assert_close(scores[:, :, :2], expected)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,7 @@ def test_the_scorer_sees_what_is_there(stage, levels, seen):
         ({"context": 2}, "odd"),
         ({"local": -1}, "0 or more channels"),
         ({"halo": -1}, "0 or more cells"),
+        ({"finest": "s2"}, "s3, s4 or s5"),
         ({"scatter_levels": ["s2"]}, "among s3, s4, s5"),
     ],
 )
@@ -127,7 +130,7 @@ def test_the_gate_is_one_and_passes_the_gradient_of_the_probability():
     pruner = make_pruner(CHANNELS, gate=True)
     scores = torch.randn(1, 2, 3, dtype=torch.float64, requires_grad=True)
     feature = torch.randn(1, 4, 8, 12, dtype=torch.float64)
-    gated = pruner.gated(feature, scores)
+    gated = pruner.gated(feature, [scores])
     torch.testing.assert_close(gated, feature)
     gated.sum().backward()
     slope = scores.sigmoid() * (1 - scores.sigmoid())
@@ -137,4 +140,63 @@ def test_the_gate_is_one_and_passes_the_gradient_of_the_probability():
 
 def test_without_a_gate_the_feature_itself_comes_back():
     feature = torch.randn(1, 4, 8, 12)
-    assert make_pruner(CHANNELS).gated(feature, torch.zeros(1, 2, 3)) is feature
+    assert make_pruner(CHANNELS).gated(feature, [torch.zeros(1, 2, 3)]) is feature
+
+
+def test_a_map_is_gated_by_the_finest_cells_that_are_not_finer():
+    pruner = make_pruner(CHANNELS, gate=True)
+    middle, coarse = (torch.randn(1, n, n, requires_grad=True) for n in (4, 2))
+    for size, gate in ((8, middle), (4, middle), (2, coarse)):
+        feature = torch.ones(1, 4, size, size)
+        (grad,) = torch.autograd.grad(pruner.gated(feature, [middle, coarse]).sum(), gate)
+        assert (grad > 0).all()
+
+
+def _tree_choice(scores, valid, count):
+    """Takes the best token whose parent is there already, until ``count`` are taken."""
+    levels = [s.masked_fill(~v, -torch.inf) for s, v in zip(scores, valid, strict=True)]
+    for below, own in zip(levels[:-1], levels[1:], strict=True):  # a cell is worth its best child
+        for y, x in torch.cartesian_prod(*(torch.arange(n) for n in own.shape)).tolist():
+            best = below[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max()
+            own[y, x] = max(own[y, x], best)
+    taken = [torch.zeros_like(v) for v in valid]
+    for _ in range(count):
+        best = max(
+            (
+                (float(levels[i][y, x]), i, -y, -x)
+                for i in range(3)
+                for y, x in (valid[i] & ~taken[i]).nonzero().tolist()
+                if i == 2 or taken[i + 1][y // 2, x // 2]
+            ),
+        )
+        taken[best[1]][-best[2], -best[3]] = True
+    return taken
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_several_levels_decide_together(seed):
+    torch.manual_seed(seed)
+    valid = Geometry(torch.tensor([[40.0, 70.0], [64.0, 96.0]]), (64, 96), True).valid_masks()
+    scores = [torch.randn(v.shape) for v in valid]
+    for ratio in (0.02, 0.3, 0.77, 1.0):
+        kept = select(scores, valid, TopK(keep_ratio=ratio))
+        check_nested(kept)
+        for image in range(2):
+            there = [v[image] for v in valid]
+            count = max(1, int(ratio * sum(int(v.sum()) for v in there) + 0.5))
+            expected = _tree_choice([s[image].clone() for s in scores], there, count)
+            assert all(torch.equal(k[image], e) for k, e in zip(kept, expected, strict=True))
+
+
+def test_a_level_that_does_not_decide_inherits():
+    valid = _full(_features(1))
+    scores = [torch.full((1, 4, 6), -5.0), torch.full((1, 2, 3), -5.0)]
+    scores[0][0, 3, 5] = 5.0
+    scores[1][0, 0, 0] = 5.0
+    fine, middle, coarse = select(scores, valid, Threshold(threshold=0.5))
+    assert coarse[0].nonzero().tolist() == [[0, 0], [1, 2]]  # its own, and that of its child
+    assert middle[0].nonzero().tolist() == [[3, 5]]
+    assert fine[0].nonzero().tolist() == [[y, x] for y in (6, 7) for x in (10, 11)]
+    fine, middle, coarse = select(scores, valid, Threshold(threshold=0.5), halo=1)
+    check_nested((fine, middle, coarse))
+    assert middle[0].nonzero().tolist() == [[y, x] for y in (2, 3) for x in (4, 5)]

@@ -3,14 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_dset.models.pruner import Mass, Threshold, TopK, check_keep_ratio, make_selector
+from sparse_dset.models.pruner import BatchTopK, Mass, Threshold, TopK, check_keep_ratio, make_selector
 
-SCORES = torch.logit(torch.tensor([[[0.9, 0.1, 0.5], [0.3, 0.7, 0.05]]]))
-ALL = torch.ones(1, 2, 3, dtype=torch.bool)
+SCORES = torch.logit(torch.tensor([[0.9, 0.1, 0.5, 0.3, 0.7, 0.05]]))
+ALL = torch.ones(1, 6, dtype=torch.bool)
+ONE_EACH = torch.ones(6, dtype=torch.int64)
 
 
 def _kept(selector, scores=SCORES, valid=ALL):
-    return selector(scores, valid).flatten(1).int().tolist()
+    return selector(scores, valid, ONE_EACH).int().tolist()
 
 
 @pytest.mark.parametrize(
@@ -27,16 +28,32 @@ def test_topk_keeps_a_share(ratio, expected):
 
 
 def test_topk_counts_valid_cells_only():
-    valid = torch.tensor([[[True, True, True], [True, True, True]], [[True, True, False]] * 2])
-    scores = SCORES.expand(2, 2, 3)
-    kept = TopK(keep_ratio=0.5)(scores, valid)
-    assert kept.flatten(1).sum(1).tolist() == [3, 2]
+    valid = torch.tensor([[True] * 6, [True, True, False] * 2])
+    kept = TopK(keep_ratio=0.5)(SCORES.expand(2, 6), valid, ONE_EACH)
+    assert kept.sum(1).tolist() == [3, 2]
     assert not (kept & ~valid).any()
-    assert kept[1].tolist() == [[True, False, False], [False, True, False]]
+    assert kept[1].nonzero().flatten().tolist() == [0, 4]
+
+
+def test_topk_counts_the_tokens_that_come_with_a_cell():
+    sizes = torch.tensor([1, 5, 5, 1, 5, 5])  # ranked: 1, 5, 5, 1, 5, 5, which is 22 in all
+    for ratio, count in ((0.1, 1), (0.3, 2), (0.5, 3), (0.54, 4), (0.65, 4), (0.7, 5)):
+        assert int(TopK(keep_ratio=ratio)(SCORES, ALL, sizes).sum()) == count
+
+
+def test_a_batch_shares_what_is_kept():
+    scores = torch.tensor([[9.0, 8.0, 7.0, 1.0, 1.0, 1.0], [6.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    valid = torch.ones(2, 6, dtype=torch.bool)
+    for ratio, counts in ((0.3, [3, 1]), (0.5, [5, 1]), (0.1, [1, 1]), (1.0, [6, 6])):
+        assert BatchTopK(keep_ratio=ratio)(scores, valid, ONE_EACH).sum(1).tolist() == counts
+    valid[0, 1:3] = False
+    kept = BatchTopK(keep_ratio=0.3)(scores, valid, ONE_EACH)
+    assert kept.sum(1).tolist() == [2, 1]
+    assert kept[0].nonzero().flatten().tolist() == [0, 3]
 
 
 def test_ties_go_to_the_first_cells():
-    assert _kept(TopK(keep_ratio=0.5), torch.zeros(1, 2, 3)) == [[1, 1, 1, 0, 0, 0]]
+    assert _kept(TopK(keep_ratio=0.5), torch.zeros(1, 6)) == [[1, 1, 1, 0, 0, 0]]
 
 
 def test_threshold_keeps_what_reaches_it():
@@ -54,9 +71,9 @@ def test_mass_keeps_the_best_cells_that_hold_it():
 
 @pytest.mark.parametrize("kind", [Threshold, Mass])
 def test_counts_follow_the_content(kind):
-    scores = torch.stack([torch.full((4, 4), 3.0), torch.full((4, 4), -9.0)])
-    scores[1, 0, 0] = 3.0
-    kept = kind()(scores, torch.ones(2, 4, 4, dtype=torch.bool)).flatten(1).sum(1).tolist()
+    scores = torch.stack([torch.full((6,), 3.0), torch.full((6,), -9.0)])
+    scores[1, 0] = 3.0
+    kept = kind()(scores, ALL.expand(2, 6), ONE_EACH).sum(1).tolist()
     assert kept[0] > kept[1] == 1
 
 
@@ -81,9 +98,9 @@ def test_a_cap_does_not_hold_before_pruning_sets_in(selector):
     ids=repr,
 )
 def test_padding_is_never_kept(selector):
-    valid = torch.zeros(2, 2, 3, dtype=torch.bool)
-    valid[0, 0, :2] = True  # fewer cells than min_tokens; the second image has none at all
-    kept = selector(SCORES.expand(2, 2, 3), valid)
+    valid = torch.zeros(2, 6, dtype=torch.bool)
+    valid[0, :2] = True  # fewer cells than min_tokens; the second image has none at all
+    kept = selector(SCORES.expand(2, 6), valid, ONE_EACH)
     assert torch.equal(kept, valid)
 
 
@@ -126,7 +143,7 @@ def test_an_integer_one_is_a_ratio():
         (lambda: Mass(mass=0.0), r"mass must be in \(0, 1\]"),
         (lambda: TopK(min_tokens=0), "min_tokens must be at least 1"),
         (lambda: TopK(5, 4), "max_tokens = 4 is below min_tokens = 5"),
-        (lambda: make_selector("best", 0.5, 0.5, 0.9, 1, None), "topk, threshold or mass"),
+        (lambda: make_selector("best", 0.5, 0.5, 0.9, 1, None), "topk, batch, threshold or mass"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
@@ -136,6 +153,7 @@ def test_settings_out_of_range_are_refused(make, message):
 
 def test_make_selector():
     assert make_selector("topk", 0.3, 0.4, 0.8, 2, 9) == TopK(2, 9, 0.3)
+    assert make_selector("batch", 0.3, 0.4, 0.8, 2, 9) == BatchTopK(2, 9, 0.3)
     assert make_selector("threshold", 0.3, 0.4, 0.8, 2, 9) == Threshold(2, 9, 0.4)
     assert make_selector("mass", 0.3, 0.4, 0.8, 2, 9) == Mass(2, 9, 0.8)
 
