@@ -219,7 +219,7 @@ def _scorer(pruner: Mapping[str, Any], channels: Sequence[int]) -> int:
     if local:
         for name, width in seen.items():
             sites = (8 >> names.index(name)) ** 2
-            looking += sites * (_linear(1, width, local) + 2 * 9 * local**2)
+            looking += sites * (_linear(1, width, local) + 2 * (2 * 9 * local**2))
             seen[name] = local
     mixing = 2 * context**2 * hidden**2 if context > 1 else 0
     cells = sum((8 >> names.index(name)) ** 2 for name in names[names.index(pruner["finest"]) :])

@@ -19,6 +19,9 @@ from sparse_dset.models.pruner import ByContent, TokenSelector, select
 STEPS = 100
 """Keep ratios for which a setting is found: 0, 1, ..., 100 %."""
 
+_PRECISION = 1e-7
+_CLOSE_ENOUGH = 2e-4
+
 
 @dataclass(frozen=True)
 class ScoredSet:
@@ -76,16 +79,22 @@ def calibrate(selector: ByContent, scored: ScoredSet, halo: int = 0) -> tuple[fl
     Returns:
         ``STEPS + 1`` settings, as ``ByContent.calibration`` holds them.
     """
-    rises = _share(selector.with_setting(1.0), scored, halo) > _share(
-        selector.with_setting(1e-9), scored, halo
-    )
+    known = {value: _share(selector.with_setting(value), scored, halo) for value in (1e-9, 1.0)}
+    rises = known[1.0] > known[1e-9]
     settings = []
     for step in range(STEPS + 1):
         low, high = 0.0, 1.0
-        for _ in range(30):
+        for value, share in known.items():  # what was tried for other steps narrows the search
+            if (share > step / STEPS) == rises:
+                high = min(high, value)
+            else:
+                low = max(low, value)
+        while high - low > _PRECISION:
             middle = (low + high) / 2
-            above = _share(selector.with_setting(middle), scored, halo) > step / STEPS
-            low, high = (low, middle) if above == rises else (middle, high)
+            known[middle] = share = _share(selector.with_setting(middle), scored, halo)
+            low, high = (low, middle) if (share > step / STEPS) == rises else (middle, high)
+            if abs(share - step / STEPS) < _CLOSE_ENOUGH:
+                low = high = middle
         settings.append((low + high) / 2)
     settings[-1] = 1.0 if rises else 0.0  # everything, in any data
     return tuple(settings)

@@ -19,6 +19,8 @@ class OptimConfig:
     Attributes:
         lr: learning rate of everything but the backbone.
         backbone_factor: the backbone learns at ``lr * backbone_factor``.
+        pruner_factor: the pruner learns at ``lr * pruner_factor``: it is small, new, and alone with
+            its loss.
         weight_decay: of matrices and kernels; norms and biases have none.
         betas: of AdamW.
         schedule: ``cosine`` falls over all steps after the warm-up, ``flat_cosine`` only after
@@ -32,6 +34,7 @@ class OptimConfig:
 
     lr: float = 1e-4
     backbone_factor: float = 0.1
+    pruner_factor: float = 10.0
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["cosine", "flat_cosine", "multistep", "constant"] = "cosine"
@@ -45,10 +48,11 @@ class OptimConfig:
         # A list from a configuration file becomes a tuple: the value is frozen.
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        if self.lr <= 0 or self.backbone_factor < 0 or self.weight_decay < 0:
+        at_least_zero = ("backbone_factor", "pruner_factor", "weight_decay")
+        if self.lr <= 0 or any(getattr(self, name) < 0 for name in at_least_zero):
             raise ValueError(
-                "optim needs lr > 0, backbone_factor >= 0 and weight_decay >= 0, got "
-                f"{self.lr}, {self.backbone_factor}, {self.weight_decay}"
+                f"optim needs lr > 0 and {', '.join(at_least_zero)} >= 0, got {self.lr} and "
+                f"{[getattr(self, name) for name in at_least_zero]}"
             )
         if self.schedule not in ("cosine", "flat_cosine", "multistep", "constant"):
             raise ValueError(
@@ -94,23 +98,27 @@ def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """Splits the trainable parameters by backbone or not, and with or without weight decay.
+    """Splits the trainable parameters by backbone, pruner or neither, and by weight decay.
 
     Parameters with fewer than two dimensions are norms and biases: no weight decay.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    factors = {"new": 1.0, "pruner": config.pruner_factor, "backbone": config.backbone_factor}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith("backbone."), parameter.dim() >= 2)
+            part = name.partition(".")[0]
+            key = (part if part in factors else "new", parameter.dim() >= 2)
             groups.setdefault(key, []).append(parameter)
     return [
         {
-            "name": f"{'backbone' if backbone else 'new'}_{'decay' if decay else 'no_decay'}",
-            "params": parameters,
-            "lr": config.lr * (config.backbone_factor if backbone else 1.0),
+            "name": f"{part}_{'decay' if decay else 'no_decay'}",
+            "params": groups[part, decay],
+            "lr": config.lr * factor,
             "weight_decay": config.weight_decay if decay else 0.0,
         }
-        for (backbone, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for part, factor in factors.items()
+        for decay in (False, True)
+        if (part, decay) in groups
     ]
 
 

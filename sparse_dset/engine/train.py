@@ -41,6 +41,7 @@ from sparse_dset.engine.randomness import (
     set_rng_state,
 )
 from sparse_dset.models.detector import EXECUTIONS
+from sparse_dset.models.synced_norm import SyncedBatchNorm
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,14 @@ class TrainConfig:
         freeze_statistics: BatchNorm normalises by its running statistics and leaves them as they
             are. Those of kept tokens differ from one keep ratio to the next, and no running average
             fits them all; frozen ones are the same for every ratio and every execution.
+        sync_statistics: BatchNorm takes the statistics of all processes together.
         amp: ``off``, ``bf16`` or ``fp16`` (with loss scaling).
         clip_norm: largest gradient norm; None does not clip.
         ema_decay: see `ModelEMA`.
         ema_tau: see `ModelEMA`.
         eval_every: epochs between evaluations; the last epoch is always evaluated. 0: never.
+        patience: stop after so many evaluations in a row without a better AP; None: never. Those
+            before pruning has reached its target do not count.
         eval_batch_size: images per forward pass of the evaluation.
         save_every_steps: optimizer steps between two writes of ``last.pt`` within an epoch;
             0 writes it at the ends of epochs only.
@@ -129,11 +133,13 @@ class TrainConfig:
     execution: str | None = None
     pruning: PruningSchedule = field(default_factory=PruningSchedule)
     freeze_statistics: bool = False
+    sync_statistics: bool = False
     amp: Precision = "off"
     clip_norm: float | None = 10.0
     ema_decay: float = 0.9999
     ema_tau: float = 2000.0
     eval_every: int = 1
+    patience: int | None = None
     eval_batch_size: int = 8
     save_every_steps: int = 200
     log_every: int = 20
@@ -153,6 +159,8 @@ class TrainConfig:
         for name in ("num_workers", "eval_every", "save_every_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be 1 or more evaluations, got {self.patience}")
         if self.execution is not None and self.execution not in EXECUTIONS:
             raise ValueError(
                 f"execution must be one of {', '.join(EXECUTIONS)}; got {self.execution!r}"
@@ -210,6 +218,7 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
         self.best: list[float] = [-1.0, -1.0]
+        self.stale_evaluations = 0
         # The processes share their first weights, but not what they draw while training.
         seed_everything(config.seed + distributed.rank())
 
@@ -228,7 +237,7 @@ class Trainer:
         with self._writer() as writer, _caught_signals() as signals:
             if self.step >= (self.closed_epochs + 1) * self.steps_per_epoch:
                 self._close_epoch(writer)
-            while self.step < self.total_steps:
+            while self.step < self.total_steps and not self._is_stale():
                 for _ in self._epoch_steps(writer):
                     if self._must_stop(started, signals):
                         break
@@ -268,6 +277,7 @@ class Trainer:
             sums=self.sums,
             metrics=self.metrics,
             best=self.best,
+            stale_evaluations=self.stale_evaluations,
         )
 
     def resume(self, path: str | Path) -> None:
@@ -303,6 +313,7 @@ class Trainer:
         self.sums = state["sums"]
         self.metrics = state["metrics"]
         self.best = state["best"]
+        self.stale_evaluations = state["stale_evaluations"]
         set_rng_state(state["rng"][distributed.rank()])
 
     def _wrap(self) -> nn.Module:
@@ -391,7 +402,11 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, float]]:
         """The total loss, and every term, the total and the kept shares as numbers."""
         enabled = self.config.amp != "off"
-        with torch.autocast(self.device.type, AMP_DTYPES.get(self.config.amp), enabled=enabled):
+        synced = SyncedBatchNorm() if self.config.sync_statistics else nullcontext()
+        with (
+            synced,
+            torch.autocast(self.device.type, AMP_DTYPES.get(self.config.amp), enabled=enabled),
+        ):
             out = self.network(
                 batch.images,
                 batch.targets,
@@ -471,7 +486,10 @@ class Trainer:
         result = [float(self._progress() > 0), -1.0 if math.isnan(score) else score]
         if metrics and result > self.best:
             self.best = result
+            self.stale_evaluations = 0
             self.save("best.pt")
+        elif metrics and self._progress() == 1.0:
+            self.stale_evaluations += 1
         self.save("last.pt")
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
@@ -515,6 +533,10 @@ class Trainer:
         if writer is not None:
             for name, value in metrics.items():
                 writer.add_scalar(f"val/{name}", value, self.step)
+
+    def _is_stale(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.stale_evaluations >= patience
 
     def _is_save_due(self) -> bool:
         every = self.config.save_every_steps

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.losses.targets import PaddedTargets
-from sparse_dset.losses.varifocal import varifocal_loss
 
 Shape = Literal["gaussian", "linear"]
 Kind = Literal["focal", "varifocal"]
@@ -45,9 +44,23 @@ def cass_targets(
     Returns:
         float32 ``[B, height, width]`` in [0, 1].
     """
+    objects = _object_targets(targets, height, width, cells_per_image, band, min_size, shape)
+    return objects.amax(dim=1)
+
+
+def _object_targets(
+    targets: PaddedTargets,
+    height: int,
+    width: int,
+    cells_per_image: Tensor,
+    band: float,
+    min_size: float,
+    shape: Shape,
+) -> Tensor:
+    """The target of each cell for each object alone: ``[B, max(G, 1), height, width]``."""
     batch_size, num_objects = targets.mask.shape
     if num_objects == 0:
-        return targets.boxes.new_zeros(batch_size, height, width)
+        return targets.boxes.new_zeros(batch_size, 1, height, width)
     extents = cells_per_image.to(targets.boxes)
     center_x, center_y, size_x, size_y = (
         targets.boxes * extents.flip(1).repeat(1, 2)[:, None]
@@ -60,7 +73,7 @@ def cass_targets(
         & _holds(center_x, extents[:, 1:], width)[..., None, :]
     )
     weight = _fall(distance, shape).masked_fill(holds_center, 1.0)
-    return (weight * targets.mask[..., None, None]).amax(dim=1)
+    return weight * targets.mask[..., None, None]
 
 
 class CassLoss(nn.Module):
@@ -78,12 +91,15 @@ class CassLoss(nn.Module):
         shape: Shape = "gaussian",
         alpha: float = 0.75,
         gamma: float = 2.0,
+        balanced: bool = False,
     ) -> None:
         """
         Args:
             weight: of the loss.
             loss: "varifocal", or "focal" with soft targets (quality focal loss, Li et al.,
                 NeurIPS 2020): weight ``|target - p| ** gamma``.
+            balanced: every object weighs the same, however many cells it covers: otherwise small
+                objects, which are the hardest to see, hardly count ("varifocal" only).
             band, min_size, shape: see ``cass_targets``.
             alpha: weight of the varifocal loss's negatives.
             gamma: exponent of either loss.
@@ -96,6 +112,8 @@ class CassLoss(nn.Module):
             raise ValueError(f"loss must be 'focal' or 'varifocal', got {loss!r}")
         if shape not in ("gaussian", "linear"):
             raise ValueError(f"shape must be 'gaussian' or 'linear', got {shape!r}")
+        if balanced and loss != "varifocal":
+            raise ValueError(f"balanced needs loss = 'varifocal', got {loss!r}")
         if band < 0 or min_size < 0:
             raise ValueError(f"band and min_size must be >= 0, got {band} and {min_size}")
         self.weight = weight
@@ -105,11 +123,12 @@ class CassLoss(nn.Module):
         self.shape: Shape = shape
         self.alpha = alpha
         self.gamma = gamma
+        self.balanced = balanced
 
     def forward(
         self, token_scores: Tensor, valid: Tensor, targets: PaddedTargets, extents: Tensor
     ) -> Tensor:
-        """Returns the weighted loss, divided by the sum of the targets (at least 1).
+        """Returns the weighted loss, divided by what the targets sum up to (at least 1).
 
         Args:
             token_scores: logits ``[B, H, W]``.
@@ -117,23 +136,29 @@ class CassLoss(nn.Module):
             targets: the batch's targets.
             extents: float ``[B, 2]``, (height, width) in cells that each image covers.
         """
-        goal = cass_targets(
-            targets,
-            token_scores.shape[1],
-            token_scores.shape[2],
-            extents,
-            band=self.band,
-            min_size=self.min_size,
-            shape=self.shape,
+        objects = _object_targets(
+            targets, *token_scores.shape[1:], extents, self.band, self.min_size, self.shape
         )
-        goal = goal * valid
+        objects = objects * valid.unsqueeze(1)
+        goal = objects.amax(dim=1)
         logits = token_scores.float().masked_fill(~valid, 0.0)
-        if self.loss == "varifocal":
-            loss = varifocal_loss(logits, goal, goal, self.alpha, self.gamma)
+        probability = logits.detach().sigmoid()
+        total = goal.sum().clamp(min=1.0)
+        if self.loss == "focal":
+            weight = (goal - probability).abs().pow(self.gamma) / total
         else:
-            entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
-            loss = (goal - logits.detach().sigmoid()).abs().pow(self.gamma) * entropy
-        return self.weight * (loss * valid).sum() / goal.sum().clamp(min=1.0)
+            weight = self.alpha * probability.pow(self.gamma) * (1 - goal) / total
+            weight = weight + (_shares(objects) if self.balanced else goal / total)
+        entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
+        return self.weight * (weight * entropy * valid).sum()
+
+
+def _shares(objects: Tensor) -> Tensor:
+    """The weight of each cell, for targets ``[B, G, H, W]`` of single objects: 1 in all, of which
+    every object has the same part."""
+    size = objects.sum((-1, -2), keepdim=True)
+    shares = (objects / size.clamp(min=1.0)).sum(1)
+    return shares / shares.sum().clamp(min=1.0)
 
 
 def _outside(center: Tensor, size: Tensor, length: int, band: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.losses.balance import load_balance_loss
@@ -17,7 +18,9 @@ from sparse_dset.models.decoder.decoder import DecoderOutput
 from sparse_dset.models.decoder.memory import Memory
 from sparse_dset.models.decoder.queries import cell_boxes, take_rows
 from sparse_dset.models.geometry import Geometry
+from sparse_dset.models.layers import FeatureMap
 from sparse_dset.models.moe import RouterStats
+from sparse_dset.structures import MaskedMap, SparseMap
 
 
 class Losses(nn.Module):
@@ -28,6 +31,8 @@ class Losses(nn.Module):
         cass: trains the token scores; None: they are not trained.
         dense: one-to-many supervision of the memory, for training only; None: off.
         balance_encoder, balance_decoder: weights of the load-balance losses.
+        distill: weight of what the kept tokens are to learn from the same network run dense; 0:
+            training does not run it.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class Losses(nn.Module):
         dense: DenseSupervision | None = None,
         balance_encoder: float = 0.0005,
         balance_decoder: float = 0.01,
+        distill: float = 0.0,
     ) -> None:
         super().__init__()
         self.criterion = criterion
@@ -44,6 +50,23 @@ class Losses(nn.Module):
         self.dense = dense
         self.balance_encoder = balance_encoder
         self.balance_decoder = balance_decoder
+        self.distill = distill
+
+    @property
+    def distills(self) -> bool:
+        """Whether ``distillation`` is asked for."""
+        return self.distill > 0
+
+    def distillation(self, maps: Sequence[FeatureMap], teacher: Sequence[FeatureMap]) -> Tensor:
+        """Returns the weighted mean squared distance of maps from the same maps of a teacher.
+
+        Args:
+            maps: of the levels, with features for the sites that they hold.
+            teacher: the same levels, dense or with the padding marked.
+        """
+        return self.distill * torch.stack(
+            [_distance(own, theirs) for own, theirs in zip(maps, teacher, strict=True)]
+        ).mean()
 
     def forward(
         self,
@@ -95,6 +118,16 @@ class Losses(nn.Module):
         return dense(features, anchors, center, size, memory.table >= 0, targets)
 
 
+def _distance(own: FeatureMap, teacher: FeatureMap) -> Tensor:
+    dense = teacher.tensor if isinstance(teacher, MaskedMap) else teacher
+    assert isinstance(dense, Tensor)
+    if isinstance(own, Tensor):
+        return F.mse_loss(own.float(), dense.float())
+    there = SparseMap.from_dense(dense, own.support).features.float()
+    rows = own if isinstance(own, SparseMap) else SparseMap.from_dense(own.tensor, own.support)
+    return (rows.features.float() - there).square().sum() / max(there.numel(), 1)
+
+
 def _balance(stats: Sequence[RouterStats]) -> Tensor:
     losses = [load_balance_loss(s.probs, s.experts, s.probs.shape[1]) for s in stats]
     return sum(losses[1:], losses[0]) / len(losses)
@@ -112,6 +145,7 @@ def make_losses(
     dense_box: float = 2.0,
     balance_encoder: float = 0.0005,
     balance_decoder: float = 0.01,
+    distill: float = 0.0,
 ) -> Losses:
     """Makes all losses from flat settings; dense supervision is off when both its weights are 0."""
     dense = None
@@ -119,4 +153,4 @@ def make_losses(
         dense = DenseSupervision(width, num_classes, dense_cls, dense_box)
     weights = {"vfl": vfl, "bbox": bbox, "giou": giou}
     criterion = SetCriterion(HungarianMatcher(), weights)
-    return Losses(criterion, cass, dense, balance_encoder, balance_decoder)
+    return Losses(criterion, cass, dense, balance_encoder, balance_decoder, distill)

@@ -18,6 +18,7 @@ from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
 from sparse_dset.models.fuse import fuse
 from sparse_dset.models.geometry import Geometry, pad_batch
 from sparse_dset.models.layers import FeatureMap
+from sparse_dset.models.moe import RouterStats
 from sparse_dset.models.predict import Detections, Picture, predict
 from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
 from sparse_dset.models.rtdetr_names import place_rtdetr
@@ -171,16 +172,12 @@ class Detector(nn.Module):
         scores = None
         if decision is not None and kept is None and execution != "dense":
             scores = decision.token_scores
-        if self.pruner.is_early and execution in ("sparse", "masked"):
-            maps = self._go_on_sparsely(early[-1], scores, kept_masks, execution, geometry)
-        else:
-            late = self._extract(early[-1], range(self.pruner.num_early, 4), geometry)
-            features = [self._gated(f, scores) for f in (early + late)[1:]]
-            maps = self._place(features, kept_masks, valid, execution, geometry)
-        maps, router_stats = self.encoder.encode(maps, geometry)
-        if execution == "dense_scatter":
-            maps = _scatter(maps, valid, geometry)
-        maps = self.encoder.fuse(maps)
+        maps, router_stats = self._encode(early, scores, kept_masks, valid, execution, geometry)
+        teacher = None
+        learns = padded_targets is not None and self.training and execution != "dense"
+        if learns and self.losses.distills:
+            with torch.no_grad():
+                teacher, _ = self._encode(early, None, valid, valid, "dense", geometry)
         memory = self.decoder.read(maps)
         output = self.decoder(memory, geometry, padded_targets)
 
@@ -190,6 +187,8 @@ class Detector(nn.Module):
             losses = self.losses(
                 output, router_stats, decision.token_scores, memory, geometry, padded_targets
             )
+            if teacher is not None:
+                losses["loss_distill"] = self.losses.distillation(maps, teacher)
         return DetectorOutput(
             pred_logits=output.layers[-1].logits,
             pred_boxes=output.layers[-1].boxes,
@@ -279,6 +278,27 @@ class Detector(nn.Module):
             f * geometry.valid_mask(4 << level).unsqueeze(1)
             for f, level in zip(features, levels, strict=True)
         ]
+
+    def _encode(
+        self,
+        early: Sequence[Tensor],
+        scores: Sequence[Tensor] | None,
+        kept: Sequence[Tensor],
+        valid: Sequence[Tensor],
+        execution: str,
+        geometry: Geometry,
+    ) -> tuple[list[FeatureMap], list[RouterStats]]:
+        """Runs everything between the decision and the decoder."""
+        if self.pruner.is_early and execution in ("sparse", "masked"):
+            maps = self._go_on_sparsely(early[-1], scores, kept, execution, geometry)
+        else:
+            late = self._extract(early[-1], range(self.pruner.num_early, 4), geometry)
+            features = [self._gated(f, scores) for f in (*early, *late)[1:]]
+            maps = self._place(features, kept, valid, execution, geometry)
+        maps, router_stats = self.encoder.encode(maps, geometry)
+        if execution == "dense_scatter":
+            maps = _scatter(maps, valid, geometry)
+        return self.encoder.fuse(maps), router_stats
 
     def _go_on_sparsely(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one too
 from torchvision.ops import FrozenBatchNorm2d
 
+from sparse_dset.models.synced_norm import has_statistics
 from sparse_dset.ops import (
     dense_conv2d,
     depthwise_conv2d,
@@ -189,8 +190,7 @@ def on_rows(x: SparseMap | MaskedMap, function: Callable[[Tensor], Tensor]) -> F
 
 
 def _normalise_rows(rows: Tensor, norm: nn.Module) -> Tensor:
-    if len(rows) < 2 and norm.training and isinstance(norm, _BatchNorm):
-        # One row has no variance: the running statistics stand in.
+    if norm.training and isinstance(norm, _BatchNorm) and not has_statistics(rows):
         return F.batch_norm(
             rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
         )

@@ -28,6 +28,14 @@ def test_groups_hold_every_parameter_once_with_its_settings(stub_detector: type[
     assert total == len(list(model.parameters()))
 
 
+def test_the_pruner_has_a_learning_rate_of_its_own() -> None:
+    model = nn.ModuleDict({"pruner": nn.Linear(2, 2), "decoder": nn.Linear(2, 2)})
+    groups = {g["name"]: g for g in parameter_groups(model, OptimConfig(lr=0.1, pruner_factor=3.0))}
+    assert groups["pruner_decay"]["params"] == [model["pruner"].weight]
+    assert groups["pruner_no_decay"]["lr"] == pytest.approx(0.3)
+    assert groups["new_decay"]["lr"] == 0.1
+
+
 def test_frozen_parameters_are_left_out(stub_detector: type[nn.Module]) -> None:
     model = stub_detector()
     model.backbone.requires_grad_(False)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_dset.models.layers import Place, add, conv2d, on_rows, pointwise
+from sparse_dset.models.synced_norm import has_statistics
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 
 SupportedMap = SparseMap | MaskedMap
@@ -130,8 +131,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Flow:
     def normalise(rows: Tensor) -> Tensor:
-        # One row has no variance: the running statistics stand in.
-        fresh = training and (len(rows) > 1 or running_mean is None)
+        fresh = training and (has_statistics(rows) or running_mean is None)
         return F.batch_norm(rows, running_mean, running_var, weight, bias, fresh, momentum, eps)
 
     return x.step(lambda m, _: on_rows(m, normalise), 1)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_dset.structures import enlarged
+
 LEVELS = ("s2", "s3", "s4", "s5")
 """Names of the maps at strides 4, 8, 16 and 32."""
 
@@ -22,8 +24,8 @@ def level_index(name: str) -> int:
 class TokenScorer(nn.Module):
     """An MLP over what the chosen levels show of each cell (mean and maximum of the cell).
 
-    What a cell of 32 x 32 pixels holds is easier to tell before it is pooled: with ``local``, two
-    small convolutions look at each level's own sites first.
+    What a cell of 32 x 32 pixels holds is easier to tell before it is pooled: with ``local``, small
+    convolutions look at each level's own sites first.
 
     Args:
         in_channels: channels of the backbone's levels, finest first.
@@ -57,7 +59,7 @@ class TokenScorer(nn.Module):
         if finest not in LEVELS[1:]:
             raise ValueError(f"pruner.finest must be s3, s4 or s5, got {finest!r}")
         self.scored = range(level_index(finest), len(LEVELS))
-        self.local = nn.ModuleList(_look(in_channels[i], local) for i in self.levels if local)
+        self.local = nn.ModuleList(Look(in_channels[i], local) for i in self.levels if local)
         width = 2 * sum(local or in_channels[i] for i in self.levels)
         self.heads = nn.ModuleList(CellHead(width, hidden, context) for _ in self.scored)
 
@@ -71,7 +73,8 @@ class TokenScorer(nn.Module):
         """
         seen = [features[i] for i in self.levels]
         if self.local:
-            seen = [look(x) for look, x in zip(self.local, seen, strict=True)]
+            inside = [valid[i - 1] if i else enlarged(valid[0]) for i in self.levels]
+            seen = [look(x, m) for look, x, m in zip(self.local, seen, inside, strict=True)]
         scores = []
         for level, head in zip(self.scored, self.heads, strict=True):
             pooled = [_pooled(x, level - i) for i, x in zip(self.levels, seen, strict=True)]
@@ -108,12 +111,19 @@ class CellHead(nn.Module):
         return self.mlp[2](hidden).squeeze(-1)
 
 
-def _look(in_channels: int, channels: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 1, bias=False),
-        nn.Conv2d(channels, channels, 3, padding=1),
-        nn.GELU(),
-    )
+class Look(nn.Module):
+    """Small convolutions over a backbone map."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
+        """Looks at a map ``[B, C, H, W]`` that is zero outside of ``inside`` ``[B, H, W]``."""
+        x = F.gelu(self.first(self.reduce(x))) * inside.unsqueeze(1)
+        return F.gelu(self.second(x))
 
 
 def _pooled(x: Tensor, levels: int) -> Tensor:
