@@ -85,6 +85,7 @@ def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name:
             "neck": kernel_cases.neck_cases,
             "decoder": kernel_cases.decoder_cases,
             "peers": partial(kernel_cases.peer_cases, compiled=config.compile),
+            "training": partial(kernel_cases.training_cases, batch_size=config.batch_size),
         }[config.target]
         cases = make(model.eval(), name, config.keep_ratios)
     rows = []

@@ -25,7 +25,7 @@ from sparse_dset.engine.calibrate import (
     mean_share,
     score_dataset,
 )
-from sparse_dset.engine.checkpoint import load_checkpoint, load_detector, replace_config
+from sparse_dset.engine.checkpoint import load_checkpoint, model_weights, replace_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.evaluate import evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment
@@ -47,12 +47,11 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.threads)
     config = load_checkpoint(cfg.checkpoint)["config"]
     settings = {"selector": cfg.selector, "keep_ratio": cfg.keep_ratio, "calibration": None}
-    if cfg.halo is not None:
-        settings["halo"] = cfg.halo
+    settings |= {key: cfg[key] for key in ("halo", "score_by") if cfg[key] is not None}
     config = _with_pruner(config, settings)
-    model = load_detector(cfg.checkpoint)
-    pruner = build_from_config(config, pretrained=False).pruner
-    selector, halo = pruner.selector, pruner.halo
+    model = build_from_config(config, pretrained=False)
+    model.load_state_dict(model_weights(load_checkpoint(cfg.checkpoint)))
+    selector, halo = model.pruner.selector, model.pruner.halo
     assert isinstance(selector, ByContent)
     asked = check_config(cfg).get("data")
     dataset = open_validation_set(asked or config["data"], cfg.size, config["model"]["class_names"])

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from torch import nn
 
 from sparse_dset.config import build_from_config, check_command_line, check_config
 from sparse_dset.data.coco import CocoDetection
@@ -45,6 +46,16 @@ def _check(plain: dict[str, Any]) -> None:
             raise ValueError(str(error.__cause__ or error)) from error
 
 
+def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
+    if record["peer"] is None:
+        return build_from_config(record, pretrained=pretrained)
+    if record["peer"] != "hugging_face":
+        raise ValueError(f"peer must be hugging_face or null, got {record['peer']!r}")
+    from sparse_dset.analysis.hugging_face import PeerDetector
+
+    return PeerDetector(record["model"]["num_classes"], pretrained)
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Builds everything from the configuration and trains."""
@@ -66,7 +77,8 @@ def main(cfg: DictConfig) -> None:
         cfg.model.num_classes = len(cfg.model.class_names)
         cfg.model.image_size = cfg.data.size  # predict resizes as the validation does
         record = check_config(cfg)
-        model = build_from_config(record, pretrained=resume is None and cfg.weights is None)
+        pretrained = resume is None and cfg.weights is None
+        model = _build(record, pretrained)
         if cfg.weights is not None:
             print(load_weights(model, model_weights(load_checkpoint(cfg.weights))))
         trainer = Trainer(

@@ -27,7 +27,7 @@ from sparse_dset.structures import Support
 LARGEST_DIFFERENCE = 1e-3
 """Largest difference of logits and boxes from ``dense`` where nothing is pruned."""
 
-TARGETS = ("model", "peers", "ops", "neck", "decoder")
+TARGETS = ("model", "peers", "training", "ops", "neck", "decoder")
 
 _LEVELS = ("s3", "s4", "s5")
 
@@ -97,8 +97,8 @@ class BenchmarkConfig:
         evaluate: also compute AP, where there are a checkpoint and data.
         fuse: time the inference form; FLOPs are counted on the network as published.
         target: "model" measures executions of the whole detector, "peers" the same network in other
-            libraries, "ops", "neck" and "decoder" parts of it (these four on a CPU, and with
-            ``keep_ratios`` only).
+            libraries, "training" its forward and backward passes, "ops", "neck" and "decoder" parts
+            of it (these five on a CPU, and with ``keep_ratios`` only).
         compile: measure the compiled Hugging Face network among the peers too.
     """
 

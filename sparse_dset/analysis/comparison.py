@@ -27,6 +27,7 @@ class Comparison:
         ideal: the speed-up over the first arm if time followed the FLOPs.
         prime: see ``measure_latency``.
         comparable: brings an output into the form in which outputs are compared, off the clock.
+        trains: the arms run forward and backward; what they keep in between is counted.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Comparison:
     ideal: float | None = None
     prime: int = 0
     comparable: Callable[[Any], Tensor] = lambda y: y
+    trains: bool = False
 
 
 def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[str, Any]]:
@@ -45,13 +47,17 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
     Returns:
         A row per arm: ``case``, ``arm``, ``latency_ms`` (median, p10, p90), ``speedup`` over the
         first arm, ``of_ideal`` (that over the ideal one), ``error`` (largest, as a
-        share of the range), and how it was measured.
+        share of the range), ``saved_mib`` (what a training step keeps for its backward pass), and
+        how it was measured.
 
     Raises:
         RuntimeError: an arm computes something else; nothing was timed.
     """
     errors, ideal = _errors(comparison), comparison.ideal
     inputs = [comparison.make_inputs()]
+    saved: dict[str, float | None] = dict.fromkeys(comparison.arms)
+    if comparison.trains:
+        saved |= {name: _saved_mib(arm, inputs[0]) for name, arm in comparison.arms.items()}
 
     def renew() -> None:
         inputs[0] = comparison.make_inputs()
@@ -76,6 +82,7 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
             "speedup": 1.0 / latency.ratio,
             "of_ideal": ideal and 1.0 / latency.ratio / ideal,
             "error": errors[name],
+            "saved_mib": saved[name],
             "warmup": warmup,
             "repeats": repeats,
             "prime": comparison.prime,
@@ -87,17 +94,36 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
 
 def format_comparisons(rows: list[dict[str, Any]], header: bool = True) -> str:
     """Returns a Markdown table of rows of ``compare``."""
-    lines = ["| case | arm | ms | speed-up | of ideal | error |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| case | arm | ms | speed-up | of ideal | error | saved MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines = lines if header else []
     for row in rows:
         ms = row["latency_ms"]
         of_ideal = "-" if row["of_ideal"] is None else f"{row['of_ideal']:.2f}"
         error = "-" if row["error"] is None else f"{row['error']:.0e}"
+        saved = "-" if row["saved_mib"] is None else f"{row['saved_mib']:.0f}"
         lines.append(
             f"| {row['case']} | {row['arm']} | {ms['median']:.3g} [{ms['p10']:.3g}-"
-            f"{ms['p90']:.3g}] | {row['speedup']:.2f}x | {of_ideal} | {error} |"
+            f"{ms['p90']:.3g}] | {row['speedup']:.2f}x | {of_ideal} | {error} | {saved} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _saved_mib(arm: Callable[..., object], inputs: tuple[Any, ...]) -> float:
+    """The memory that a forward pass keeps for the backward pass, weights left out."""
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if not (tensor.is_leaf and tensor.requires_grad):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        arm(*inputs)
+    return sum(sizes.values()) / 2**20
 
 
 def _errors(comparison: Comparison) -> dict[str, float | None]:

@@ -6,15 +6,21 @@ Needs the package ``transformers``; only comparisons import this module.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     RTDetrResNetConfig,
     RTDetrV2Config,
     RTDetrV2ForObjectDetection,
     TimmBackboneConfig,
 )
+
+from sparse_dset.models.backbone.timm_backbone import packaged_weights
+from sparse_dset.models.geometry import STRIDES
 
 _RENAMES = [
     (r"^model\.backbone\.model\.embedder\.embedder\.(\d)\.", r"backbone.conv1.conv1_\1."),
@@ -97,12 +103,82 @@ def build_lite0(num_labels: int = 80) -> RTDetrV2ForObjectDetection:
     )
     config = RTDetrV2Config(
         backbone_config=backbone,
+        # Freezing would put layers without an activation in the place of timm's, which have one.
+        freeze_backbone_batch_norms=False,
         encoder_in_channels=[40, 112, 320],
         hidden_expansion=0.5,
         decoder_layers=3,
         num_labels=num_labels,
     )
     return RTDetrV2ForObjectDetection(config).eval()
+
+
+@dataclass(frozen=True)
+class PeerOutput:
+    """What training and evaluation read, as in ``DetectorOutput``; the peer keeps every token."""
+
+    pred_logits: Tensor
+    pred_boxes: Tensor
+    query_mask: Tensor
+    num_kept: Tensor
+    num_tokens: Tensor
+    losses: dict[str, Tensor]
+
+
+class PeerDetector(nn.Module):
+    """Hugging Face's RT-DETRv2 on EfficientNet-Lite0 and its packaged ImageNet weights.
+
+    It is called as a ``Detector`` is, so that the same loop trains both on the same images.
+
+    Args:
+        num_classes: K.
+        pretrained: load the backbone's weights.
+    """
+
+    def __init__(self, num_classes: int, pretrained: bool = True) -> None:
+        super().__init__()
+        network = build_lite0(num_classes)
+        self.backbone = network.model.backbone  # first, for the name by which it is optimised
+        self.network = network
+        if pretrained:
+            timm_model = next(m for m in self.backbone.modules() if hasattr(m, "feature_info"))
+            timm_model.load_state_dict(packaged_weights("efficientnet_lite0", timm_model))
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        padding_mask: Tensor | None = None,
+        execution: str | None = "dense",
+        keep_ratio: float | None = None,
+        progress: float = 1.0,
+    ) -> PeerOutput:
+        """Detects objects, see ``Detector.forward``; nothing is pruned.
+
+        Raises:
+            ValueError: another execution than "dense", or padding.
+        """
+        if execution not in (None, "dense"):
+            raise ValueError(f"the peer runs dense only, got execution={execution!r}")
+        if padding_mask is not None and padding_mask.any():
+            raise ValueError("the peer needs images of one size: set data.size to what all have")
+        labels = None
+        if targets is not None:
+            names = {"class_labels": "labels", "boxes": "boxes"}
+            labels = [{new: target[name] for new, name in names.items()} for target in targets]
+        out = self.network(pixel_values=(images - 0.5) / 0.5, labels=labels)
+        height, width = images.shape[-2:]
+        cells = [[height // s * (width // s) for s in STRIDES]] * len(images)
+        tokens = torch.tensor(cells, device=images.device)
+        return PeerOutput(
+            out.logits,
+            out.pred_boxes,
+            torch.ones(out.logits.shape[:2], dtype=torch.bool, device=images.device),
+            tokens,
+            tokens,
+            {} if labels is None else {"loss": out.loss},
+        )
 
 
 def released_names(model: RTDetrV2ForObjectDetection) -> dict[str, Tensor]:

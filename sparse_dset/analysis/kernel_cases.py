@@ -1,4 +1,4 @@
-"""What ``scripts/benchmark.py target=ops|neck|decoder`` compares: parts on a CPU, peer by peer."""
+"""What ``scripts/benchmark.py target=...`` compares on a CPU: parts and wholes, peer by peer."""
 
 from __future__ import annotations
 
@@ -190,6 +190,55 @@ def peer_cases(
         lambda: (torch.rand_like(images),),
         arms,
         tolerance=1e-3,
+    )
+
+
+def training_cases(
+    model: Detector, name: str, keep_ratios: Sequence[float], batch_size: int
+) -> Iterator[Comparison]:
+    """Forward and backward passes of the whole detector, and of Hugging Face's where there is one.
+
+    Every image has 16 objects; no optimiser's step is taken.
+    """
+    model.train()
+    targets = [
+        {
+            "labels": torch.randint(model.num_classes, (16,)),
+            "boxes": torch.cat([0.1 + 0.8 * torch.rand(16, 2), 0.02 + 0.1 * torch.rand(16, 2)], 1),
+        }
+        for _ in range(batch_size)
+    ]
+
+    def ours(execution: str, keep: float) -> Callable[[Tensor], None]:
+        def run(x: Tensor) -> None:
+            with torch.enable_grad():
+                out = model(x, targets, execution=execution, keep_ratio=keep)
+                torch.stack(list(out.losses.values())).sum().backward()
+            model.zero_grad()
+
+        return run
+
+    arms = {"our dense": ours("dense", 1.0)}
+    arms |= {f"sparse {keep:g}": ours("sparse", keep) for keep in keep_ratios}
+    if name in ("r18", "r50", "lite0") and installed("transformers"):
+        from sparse_dset.analysis import hugging_face
+
+        peer = hugging_face.build_lite0() if name == "lite0" else hugging_face.build(int(name[1:]))
+        peer.train()
+        labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
+
+        def theirs(x: Tensor) -> None:
+            with torch.enable_grad():
+                peer(pixel_values=x, labels=labels).loss.backward()
+            peer.zero_grad()
+
+        arms = {"Hugging Face": theirs, **arms}
+    yield Comparison(
+        f"training step of {name}, {batch_size} images of "
+        f"{model.image_size[0]}x{model.image_size[1]}",
+        lambda: (torch.rand(batch_size, 3, *model.image_size),),
+        arms,
+        trains=True,
     )
 
 

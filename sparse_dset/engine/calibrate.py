@@ -100,9 +100,7 @@ def calibrate(selector: ByContent, scored: ScoredSet, halo: int = 0) -> tuple[fl
     return tuple(settings)
 
 
-def kept_tokens(
-    selector: TokenSelector, scored: ScoredSet, halo: int = 0
-) -> tuple[Tensor, ...]:
+def kept_tokens(selector: TokenSelector, scored: ScoredSet, halo: int = 0) -> tuple[Tensor, ...]:
     """Returns the tokens that are kept: bool ``[N, H_l, W_l]`` at strides 8, 16 and 32."""
     return select(scored.scores, scored.valid, selector, halo)
 

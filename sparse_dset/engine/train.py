@@ -101,9 +101,10 @@ class TrainConfig:
         num_workers: loader processes; 0 loads in the training process.
         execution: how the model runs once pruning has set in; None as the model is configured.
         pruning: how pruning sets in.
-        freeze_statistics: BatchNorm normalises by its running statistics and leaves them as they
-            are. Those of kept tokens differ from one keep ratio to the next, and no running average
-            fits them all; frozen ones are the same for every ratio and every execution.
+        freeze_statistics: once pruning sets in, BatchNorm normalises by its running statistics and
+            leaves them as they are. Those of kept tokens differ from one keep ratio to the next,
+            and no running average fits them all; frozen ones, of dense maps, are the same for
+            every ratio and every execution.
         sync_statistics: BatchNorm takes the statistics of all processes together.
         amp: ``off``, ``bf16`` or ``fp16`` (with loss scaling).
         clip_norm: largest gradient norm; None does not clip.
@@ -358,8 +359,6 @@ class Trainer:
         """Runs the optimizer steps that are left of the epoch, one per item."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         self.model.train()
-        if self.config.freeze_statistics:
-            _freeze_statistics(self.model)
         batches = iter(self._loader(epoch, done))
         bar = tqdm(
             total=self.steps_per_epoch,
@@ -378,6 +377,8 @@ class Trainer:
     def _optimizer_step(self, batches: list[Batch]) -> dict[str, float]:
         progress = self._progress()
         keep_ratio = self.config.pruning.keep_ratio(self.config.seed, self.step)
+        if self.config.freeze_statistics and progress > 0:
+            _freeze_statistics(self.model)
         values: dict[str, float] = {}
         for position, batch in enumerate(batches):
             with self._synced(position == len(batches) - 1):

@@ -136,8 +136,9 @@ class CassLoss(nn.Module):
             targets: the batch's targets.
             extents: float ``[B, 2]``, (height, width) in cells that each image covers.
         """
+        height, width = token_scores.shape[1:]
         objects = _object_targets(
-            targets, *token_scores.shape[1:], extents, self.band, self.min_size, self.shape
+            targets, height, width, extents, self.band, self.min_size, self.shape
         )
         objects = objects * valid.unsqueeze(1)
         goal = objects.amax(dim=1)

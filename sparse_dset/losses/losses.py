@@ -64,9 +64,12 @@ class Losses(nn.Module):
             maps: of the levels, with features for the sites that they hold.
             teacher: the same levels, dense or with the padding marked.
         """
-        return self.distill * torch.stack(
-            [_distance(own, theirs) for own, theirs in zip(maps, teacher, strict=True)]
-        ).mean()
+        return (
+            self.distill
+            * torch.stack(
+                [_distance(own, theirs) for own, theirs in zip(maps, teacher, strict=True)]
+            ).mean()
+        )
 
     def forward(
         self,

@@ -217,7 +217,7 @@ class Detector(nn.Module):
         images, geometry = pad_batch(images, padding_mask)
         valid = geometry.valid_masks()
         early = self._extract(images, range(self.pruner.num_early), geometry)
-        return self.pruner.scorer(early, valid), valid
+        return self.pruner.score(early, valid), valid
 
     def predict(
         self, images: Sequence[Picture], threshold: float = 0.3, **options: Any

@@ -24,8 +24,8 @@ class SyncedBatchNorm(TorchFunctionMode):
     """Within it, every training batch normalisation takes the statistics of all processes.
 
     The processes may hold different numbers of sites, and one may hold none. Unlike
-    ``torch.nn.SyncBatchNorm`` it replaces no modules, and so serves tensors and rows, and modules of
-    other libraries that call ``batch_norm``, on any device.
+    ``torch.nn.SyncBatchNorm`` it replaces no modules, and so serves tensors and rows, and modules
+    of other libraries that call ``batch_norm``, on any device.
     """
 
     _depth = 0

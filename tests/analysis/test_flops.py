@@ -71,8 +71,10 @@ def test_models(name: str, execution: str) -> None:
 
 @pytest.mark.parametrize("execution", EXECUTIONS[1:])
 @pytest.mark.parametrize("keep_ratio", [0.2, 1.0])
-def test_keep_ratios(keep_ratio: float, execution: str) -> None:
-    overrides = ["model.decoder.num_queries=40"]  # fewer than there are tokens
+@pytest.mark.parametrize("finest", ["s3", "s5"])
+def test_keep_ratios(finest: str, keep_ratio: float, execution: str) -> None:
+    # Fewer queries than there are tokens.
+    overrides = ["model.decoder.num_queries=40", f"pruner.finest={finest}"]
     model, images = built("nano", *overrides), torch.rand(1, 3, 96, 160)
     kept = model(images, execution=execution, keep_ratio=keep_ratio).kept
     counted = count_flops(model, images, execution=execution, keep_ratio=keep_ratio)
@@ -96,9 +98,10 @@ def test_forced_masks_of_unequal_images(name: str, shares: list[float], executio
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", ["r18", "r50", "lite0"])
-@pytest.mark.parametrize("stage", ["s2", "s3"])
-def test_early_decisions(stage: str, name: str, execution: str) -> None:
+@pytest.mark.parametrize(("stage", "finest"), [("s2", "s5"), ("s3", "s5"), ("s3", "s4")])
+def test_early_decisions(stage: str, finest: str, name: str, execution: str) -> None:
     overrides = [f"pruner.stage={stage}", "pruner.context=3", "pruner.local=8", "pruner.halo=1"]
+    overrides.append(f"pruner.finest={finest}")
     model, images = built(name, *overrides), torch.rand(2, 3, 96, 160)
     options = {"execution": execution, "keep_ratio": 0.2}
     kept = model(images, **options).kept

@@ -7,7 +7,7 @@ import torch
 
 from sparse_dset import build_detector, native
 from sparse_dset.analysis import kernel_cases
-from sparse_dset.analysis.comparison import compare
+from sparse_dset.analysis.comparison import compare, format_comparisons
 
 pytestmark = pytest.mark.skipif(
     bool(native.unavailable_reason()), reason=native.unavailable_reason()
@@ -34,6 +34,17 @@ def test_parts(part, detector):
     with torch.no_grad():
         for case in make(detector, "r18", (0.5, 1.0)):
             assert {row["case"] for row in compare(case, warmup=1, repeats=1)} == {case.name}
+
+
+def test_training_steps_cost_less_memory_where_tokens_are_pruned(detector):
+    pytest.importorskip("transformers")
+    with torch.no_grad():
+        (case,) = kernel_cases.training_cases(detector, "r18", (0.2, 1.0), 2)
+        rows = {row["arm"]: row for row in compare(case, warmup=1, repeats=1)}
+    assert list(rows) == ["Hugging Face", "our dense", "sparse 0.2", "sparse 1"]
+    assert 0 < rows["sparse 0.2"]["saved_mib"] < 0.8 * rows["sparse 1"]["saved_mib"]
+    assert all(parameter.grad is None for parameter in detector.parameters())
+    assert "| training step of r18, 2 images" in format_comparisons(list(rows.values()))
 
 
 @pytest.mark.slow

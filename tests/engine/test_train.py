@@ -147,6 +147,47 @@ def test_random_ratio_changes_with_every_step_and_stays_in_its_range(
     assert all(call[2] == 1.0 for call in trainer.model.calls)
 
 
+def test_random_ratios_on_a_logarithmic_scale() -> None:
+    schedule = PruningSchedule(0.0, "random_log", (0.1, 0.9))
+    ratios = [schedule.keep_ratio(0, step) for step in range(400)]
+    assert all(0.1 <= ratio <= 0.9 for ratio in ratios)
+    assert sum(ratio < 0.3 for ratio in ratios) == pytest.approx(200, abs=30)
+
+
+def test_frozen_statistics_stay_as_they_are(make_trainer: Callable[..., Trainer]) -> None:
+    dense = make_trainer("dense", freeze_statistics=True, max_steps=3)
+    dense.fit()
+    before = {name: value.clone() for name, value in dense.model.backbone[1].state_dict().items()}
+    assert int(before["num_batches_tracked"]) == 3  # of the epoch without pruning
+    trainer = make_trainer("dense", freeze_statistics=True)
+    trainer.resume(dense.folder / "last.pt")
+    trainer.fit()
+    after = trainer.model.backbone[1].state_dict()
+    assert int(after["num_batches_tracked"]) == 4  # and of the step at which it is still at 0
+    assert not torch.equal(after["weight"], before["weight"])
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = [0.9, 0.1, 0.2, 0.15, 0.3, 0.2, 0.25, 0.1]  # the first one before pruning sets in
+    left = iter(scores)
+
+    def evaluate(*_: Any, **__: Any) -> dict[str, float]:
+        return {"AP": next(left), "AP50": 0.5}
+
+    monkeypatch.setattr("sparse_dset.engine.train.evaluate", evaluate)
+    settings = {"epochs": 20, "patience": 2, "pruning": PruningSchedule(1.0)}
+    trainer = make_trainer(**settings, max_steps=12)
+    trainer.fit()
+    assert trainer.closed_epochs == 4
+    resumed = make_trainer(**settings)
+    resumed.resume(trainer.folder / "last.pt")
+    resumed.fit()
+    assert [row["val"]["AP"] for row in rows_of(resumed)] == scores[:7]
+    assert resumed.best == [1.0, 0.3]
+
+
 @pytest.mark.parametrize(("epoch", "expected"), [(0, 0), (10, 0), (12.5, 0.25), (20, 1), (99, 1)])
 def test_progress_values(epoch: float, expected: float) -> None:
     assert PruningSchedule(10).progress(epoch) == pytest.approx(expected)
@@ -268,7 +309,7 @@ def test_time_limit_stops_with_a_checkpoint(make_trainer: Callable[..., Trainer]
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epochs": 0}, {"amp": "half"}, {"batch_size": 0}, {"seed": -1}]
+    "settings", [{"epochs": 0}, {"amp": "half"}, {"batch_size": 0}, {"seed": -1}, {"patience": 0}]
 )
 def test_bad_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -314,13 +355,16 @@ def test_order_and_augmentation_depend_on_seed_epoch_and_index(data: CocoDetecti
     assert len(brightness) > 1
 
 
-def test_two_processes_train_together(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+@pytest.mark.parametrize("synced", [False, True])
+def test_two_processes_train_together(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, synced: bool
+) -> None:
     def work(rank: int) -> None:
         torch.set_num_threads(1)  # a forked process has lost the threads of its parent
         dist.init_process_group(
             "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=rank, world_size=2
         )
-        trainer = make_trainer("both", batch_size=1, epochs=2, accumulate=2)
+        trainer = make_trainer("both", batch_size=1, epochs=2, accumulate=2, sync_statistics=synced)
         trainer.fit()
         torch.save(trainer.model.state_dict(), tmp_path / f"rank{rank}.pt")
         dist.destroy_process_group()
@@ -328,6 +372,8 @@ def test_two_processes_train_together(make_trainer: Callable[..., Trainer], tmp_
     torch.multiprocessing.start_processes(work, nprocs=2, start_method="fork")
     first, second = torch.load(tmp_path / "rank0.pt"), torch.load(tmp_path / "rank1.pt")
     assert torch.equal(first["class_head.weight"], second["class_head.weight"])
+    name = "backbone.1.running_mean"
+    assert torch.allclose(first[name], second[name], atol=1e-6) == synced
     rows = (tmp_path / "both" / "results.jsonl").read_text().splitlines()
     assert len(rows) == 2
     assert json.loads(rows[1])["val"]["num_images"] == 6

@@ -86,10 +86,14 @@ def test_no_objects() -> None:
     assert not cass_targets(random_targets(0, 0), HEIGHT, WIDTH, EXTENTS[:2]).any()
 
 
-@pytest.mark.parametrize("loss", ["focal", "varifocal"])
+@pytest.mark.parametrize(
+    ("loss", "balanced"), [("focal", False), ("varifocal", False), ("varifocal", True)]
+)
 @pytest.mark.parametrize("counts", [(3, 0, 1), (0, 0, 0), (700, 1, 0)])
-def test_loss_is_finite_and_falls_by_gradient_descent(loss: Kind, counts: tuple[int, ...]) -> None:
-    criterion = CassLoss(weight=1.0, loss=loss)
+def test_loss_is_finite_and_falls_by_gradient_descent(
+    loss: Kind, balanced: bool, counts: tuple[int, ...]
+) -> None:
+    criterion = CassLoss(weight=1.0, loss=loss, balanced=balanced)
     targets = random_targets(*counts)
     valid = torch.ones(3, HEIGHT, WIDTH, dtype=torch.bool)
     scores = torch.randn(3, HEIGHT, WIDTH, requires_grad=True)
@@ -112,6 +116,30 @@ def test_loss_equals_the_formula(loss: Kind) -> None:
     torch.testing.assert_close(value, expected)
 
 
+def test_a_balanced_loss_gives_every_object_the_same_weight() -> None:
+    targets = random_targets(3, 2, 0)
+    valid = torch.rand(3, HEIGHT, WIDTH) < 0.8
+    scores = torch.randn(3, HEIGHT, WIDTH)
+    goal = cass_targets(targets, HEIGHT, WIDTH, EXTENTS) * valid
+    p = scores.sigmoid()
+    entropy = -(goal * p.log() + (1 - goal) * (1 - p).log()) * valid
+    positive = torch.zeros_like(scores)
+    for image, count in enumerate((3, 2)):
+        for i in range(count):
+            box = PaddedTargets(
+                targets.labels[image, i].view(1, 1),
+                targets.boxes[image, i].view(1, 1, 4),
+                torch.ones(1, 1, dtype=torch.bool),
+                1.0,
+            )
+            own = cass_targets(box, HEIGHT, WIDTH, EXTENTS[image : image + 1])[0] * valid[image]
+            positive[image] += own / max(float(own.sum()), 1.0)
+    expected = (positive * entropy).sum() / positive.sum()
+    expected += (0.75 * p**2 * (1 - goal) * entropy).sum() / goal.sum()
+    value = CassLoss(weight=0.05, balanced=True)(scores, valid, targets, EXTENTS)
+    torch.testing.assert_close(value, 0.05 * expected)
+
+
 def test_padding_takes_no_part_and_half_precision_stays_finite() -> None:
     valid = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.bool)
     valid[:, :6, :7] = True
@@ -126,7 +154,14 @@ def test_padding_takes_no_part_and_half_precision_stays_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"loss": "bce"}, {"shape": "box"}, {"band": -0.1}, {"min_size": -1.0}]
+    "setting",
+    [
+        {"loss": "bce"},
+        {"shape": "box"},
+        {"band": -0.1},
+        {"min_size": -1.0},
+        {"balanced": True, "loss": "focal"},
+    ],
 )
 def test_settings_out_of_range_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):

@@ -337,3 +337,33 @@ def test_auto_runs_what_suits_and_gives_the_same(keep_ratio, runs, padded, make_
     assert auto.execution == runs
     torch.testing.assert_close(auto.pred_logits, sparse.pred_logits)
     torch.testing.assert_close(auto.pred_boxes, sparse.pred_boxes)
+
+
+@pytest.mark.parametrize("settings", [(), ("pruner=early",)])
+@pytest.mark.parametrize("execution", ["sparse", "masked", "dense_scatter"])
+def test_distillation_compares_kept_tokens_with_those_of_the_dense_network(
+    make_detector, make_targets, execution, settings
+):
+    model = make_detector("nano", "losses.distill=2.0", *settings).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # statistics differ between the executions
+    images, targets = _images(2), make_targets(2, 1)
+    everything = model(images, targets, execution=execution, keep_ratio=1.0).losses
+    assert float(everything["loss_distill"]) < 1e-12
+    losses = model(images, targets, execution=execution, keep_ratio=0.3).losses
+    assert float(losses["loss_distill"]) > 1e-4
+    losses["loss_distill"].backward()
+    assert model.encoder.fpn_blocks[0].conv1.conv.weight.grad.abs().sum() > 0
+    assert "loss_distill" not in model(images, targets, execution="dense").losses
+    assert "loss_distill" not in model.eval()(images, targets, execution=execution).losses
+
+
+def test_sparse_and_masked_distil_alike(make_detector, make_targets):
+    images, targets = _images(2), make_targets(2, 1)
+    values = []
+    for execution in ("sparse", "masked"):
+        model = make_detector("nano", "losses.distill=1.0", "pruner=early").train()
+        out = model(images, targets, execution=execution, keep_ratio=0.4)
+        values.append(out.losses["loss_distill"])
+    torch.testing.assert_close(*values)

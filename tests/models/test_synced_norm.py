@@ -91,5 +91,7 @@ def test_a_whole_detector_sees_the_statistics_of_all(tmp_path):
     whole = run(slice(None))
     assert any("running_var" in name for name in whole)
     for name, value in whole.items():
-        torch.testing.assert_close(first[name], value, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            first[name], value, msg=lambda text, name=name: f"{name}: {text}"
+        )
         torch.testing.assert_close(second[name], value)

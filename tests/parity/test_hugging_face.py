@@ -23,3 +23,22 @@ def test_dense_equals_hugging_face(depth: int) -> None:
             ours, theirs = model(images, execution="dense"), peer(images)
         torch.testing.assert_close(ours.pred_logits, theirs.logits, rtol=0, atol=1e-4)
         torch.testing.assert_close(ours.pred_boxes, theirs.pred_boxes, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_peer_that_is_trained_starts_from_the_same_backbone() -> None:
+    peer, model = hugging_face.PeerDetector(3).eval(), build_detector("lite0", 3).eval()
+    images = torch.rand(2, 3, 96, 160)
+    with torch.no_grad():
+        theirs = peer.backbone((images - 0.5) / 0.5, torch.ones(2, 96, 160, dtype=torch.long))
+        for (feature, _), ours in zip(theirs, model.backbone(images)[1:], strict=True):
+            torch.testing.assert_close(feature, ours, rtol=1e-4, atol=1e-4)
+    targets = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}] * 2
+    out = peer.train()(images, targets)
+    assert out.num_kept.tolist() == [[240, 60, 15]] * 2
+    out.losses["loss"].backward()
+    assert peer.backbone.model._backbone.conv_stem.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="dense only"):
+        peer(images, execution="sparse")
+    with pytest.raises(ValueError, match="one size"):
+        peer(images, padding_mask=torch.ones(2, 96, 160, dtype=torch.bool))

@@ -65,7 +65,7 @@ class TimmBackbone(Backbone, Fusable):
             name, features_only=True, out_indices=indices, pretrained=weights == "timm"
         )
         if weights == "packaged":
-            self.model.load_state_dict(_packaged_weights(name, self.model))
+            self.model.load_state_dict(packaged_weights(name, self.model))
         self.channels = self.model.feature_info.channels()  # type: ignore[operator, union-attr]
         self._steps = _find_steps(self.model)
         self.frozen = tuple(frozen)
@@ -256,7 +256,7 @@ def _conv_norm_pairs(model: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
     return pairs
 
 
-def _packaged_weights(name: str, model: nn.Module) -> dict[str, Tensor]:
+def packaged_weights(name: str, model: nn.Module) -> dict[str, Tensor]:
     """Reads the packaged weights; their tensors stand in the order of timm's."""
     if name != "efficientnet_lite0":
         raise ValueError(f"packaged weights exist for efficientnet_lite0 only, not for {name}")

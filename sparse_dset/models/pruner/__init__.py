@@ -82,9 +82,21 @@ def make_pruner(
     halo: int = 0,
     gate: bool = False,
     scatter_levels: Sequence[str] = ("s5",),
+    score_by: str = "learned",
 ) -> Pruner:
     """Makes a pruner from flat settings; see ``Pruner`` and the selectors for their meaning."""
     rule = make_selector(selector, keep_ratio, threshold, mass, min_tokens, max_tokens, calibration)
     return Pruner(
-        in_channels, rule, stage, levels, hidden, context, local, finest, halo, gate, scatter_levels
+        in_channels,
+        rule,
+        stage,
+        levels,
+        hidden,
+        context,
+        local,
+        finest,
+        halo,
+        gate,
+        scatter_levels,
+        score_by,
     )

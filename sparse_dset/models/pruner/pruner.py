@@ -9,11 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_dset.models.pruner.scorer import LEVELS, TokenScorer, level_index
+from sparse_dset.models.pruner.scorer import (
+    LEVELS,
+    TokenScorer,
+    level_index,
+    score_at_random,
+    score_by_norm,
+)
 from sparse_dset.models.pruner.selector import TokenSelector
 from sparse_dset.structures import enlarged
 
 STAGES = ("s2", "s3", "s5")
+
+SCORE_BY = ("learned", "norm", "random")
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Pruner(nn.Module):
         gate: let the detection loss train the scorer: kept features are multiplied by a gate
             whose value is 1 and whose gradient is that of the score (straight-through).
         scatter_levels: the levels that ``dense_scatter`` prunes; DSET prunes s5 only.
+        score_by: "learned", or a baseline that needs no training: "norm" of the features that the
+            scorer would look at, or "random".
     """
 
     def __init__(
@@ -61,8 +71,13 @@ class Pruner(nn.Module):
         halo: int = 0,
         gate: bool = False,
         scatter_levels: Sequence[str] = ("s5",),
+        score_by: str = "learned",
     ) -> None:
         super().__init__()
+        if score_by not in SCORE_BY:
+            raise ValueError(
+                f"pruner.score_by must be one of {', '.join(SCORE_BY)}; got {score_by!r}"
+            )
         if stage not in STAGES:
             raise ValueError(f"pruner.stage must be one of {', '.join(STAGES)}; got {stage!r}")
         self.num_early = level_index(stage) + 1
@@ -79,6 +94,7 @@ class Pruner(nn.Module):
             raise ValueError(f"pruner.halo must be 0 or more cells, got {halo}")
         self.scorer = TokenScorer(in_channels, levels, hidden, context, local, finest)
         self.selector = selector
+        self.score_by = score_by
         self.halo = halo
         self.gate = gate
         self.scatter_levels = tuple(level_index(name) - 1 for name in scatter_levels)
@@ -100,8 +116,16 @@ class Pruner(nn.Module):
             valid: bool ``[B, H_l, W_l]`` at strides 8, 16, 32, the cells that are not padding.
             selector: normally ``self.selector``, or a relative of it (another keep ratio).
         """
-        scores = self.scorer(features, valid)
+        scores = self.score(features, valid)
         return Decision(scores, select(scores, valid, selector, self.halo))
+
+    def score(self, features: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns token scores, see ``TokenScorer``, by whatever is to tell them."""
+        if self.score_by == "norm":
+            return score_by_norm(self.scorer, features)
+        if self.score_by == "random":
+            return score_at_random(valid, len(self.scorer.scored))
+        return self.scorer(features, valid)
 
     def gated(self, feature: Tensor, token_scores: Sequence[Tensor]) -> Tensor:
         """Multiplies a map ``[B, C, H_l, W_l]`` by the gate of the cell that each site lies in.
@@ -139,7 +163,9 @@ def select(
     values = [scores[0].detach().float().masked_fill(~inside[0], -torch.inf)]
     for own, cells in zip(scores[1:], inside[1:], strict=True):
         best_below = F.max_pool2d(values[-1].unsqueeze(1), 2).squeeze(1)
-        values.append(torch.maximum(own.detach().float(), best_below).masked_fill(~cells, -torch.inf))
+        values.append(
+            torch.maximum(own.detach().float(), best_below).masked_fill(~cells, -torch.inf)
+        )
     # Coarse levels come first: of equals, a cell is ranked before those under it.
     values, inside = values[::-1], inside[::-1]
     inherited = [4**i for i in range(1, len(valid) - len(scores) + 1)]

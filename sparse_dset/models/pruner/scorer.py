@@ -82,6 +82,25 @@ class TokenScorer(nn.Module):
         return tuple(scores)
 
 
+def score_by_norm(scorer: TokenScorer, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Scores cells by the norm of what the scorer would look at: a baseline without training.
+
+    Returns:
+        What ``TokenScorer.forward`` returns: the logarithm of the mean norm within a cell, so that
+        its sigmoid is in (0, 1).
+    """
+    norms = {i: features[i].detach().norm(dim=1, keepdim=True) for i in scorer.levels}
+    return tuple(
+        torch.stack([_pooled(norm, level - i)[:, 0] for i, norm in norms.items()]).mean(0).log()
+        for level in scorer.scored
+    )
+
+
+def score_at_random(valid: Sequence[Tensor], num_scored: int) -> tuple[Tensor, ...]:
+    """Scores cells at random, by PyTorch's generator: a baseline without training."""
+    return tuple(torch.rand(v.shape, device=v.device).logit(1e-6) for v in valid[-num_scored:])
+
+
 class CellHead(nn.Module):
     """Scores the cells of one level.
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -108,6 +110,7 @@ def test_the_scorer_sees_what_is_there(stage, levels, seen):
         ({"local": -1}, "0 or more channels"),
         ({"halo": -1}, "0 or more cells"),
         ({"finest": "s2"}, "s3, s4 or s5"),
+        ({"score_by": "area"}, "learned, norm, random"),
         ({"scatter_levels": ["s2"]}, "among s3, s4, s5"),
     ],
 )
@@ -156,7 +159,7 @@ def test_a_map_is_gated_by_the_finest_cells_that_are_not_finer():
 def _tree_choice(scores, valid, count):
     """Takes the best token whose parent is there already, until ``count`` are taken."""
     levels = [s.masked_fill(~v, -torch.inf) for s, v in zip(scores, valid, strict=True)]
-    for below, own in zip(levels[:-1], levels[1:], strict=True):  # a cell is worth its best child
+    for below, own in pairwise(levels):  # a cell is worth its best child
         for y, x in torch.cartesian_prod(*(torch.arange(n) for n in own.shape)).tolist():
             best = below[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].max()
             own[y, x] = max(own[y, x], best)
@@ -201,3 +204,29 @@ def test_a_level_that_does_not_decide_inherits():
     fine, middle, coarse = select(scores, valid, Threshold(threshold=0.5), halo=1)
     check_nested((fine, middle, coarse))
     assert middle[0].nonzero().tolist() == [[y, x] for y in (2, 3) for x in (4, 5)]
+
+
+@pytest.mark.parametrize("finest", ["s3", "s5"])
+@pytest.mark.parametrize("stage", ["s3", "s5"])
+def test_baselines_score_without_training(stage, finest):
+    features = _features()
+    valid = _full(features)
+    by_norm = make_pruner(CHANNELS, stage=stage, finest=finest, score_by="norm")
+    at_random = make_pruner(CHANNELS, stage=stage, finest=finest, score_by="random")
+    learned = make_pruner(CHANNELS, stage=stage, finest=finest).double()
+    shapes = [scores.shape for scores in learned.score(features, valid)]
+    for pruner in (by_norm, at_random):
+        scores = pruner.score(features, valid)
+        assert [s.shape for s in scores] == shapes
+        assert not any(s.requires_grad for s in scores)
+        check_nested(pruner(features, valid, TopK(keep_ratio=0.3)).kept)
+    again = at_random.score(features, valid)
+    assert not torch.equal(again[0], at_random.score(features, valid)[0])
+    before = by_norm.score(features, valid)[-1]
+    for feature in features:
+        cell = feature.shape[-1] // 3
+        feature[0, :, :cell, :cell] *= 3.0
+    changed = (by_norm.score(features, valid)[-1] - before).exp()
+    expected = torch.ones_like(changed)
+    expected[0, 0, 0] = 3.0
+    torch.testing.assert_close(changed, expected)

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_dset.models.pruner import BatchTopK, Mass, Threshold, TopK, check_keep_ratio, make_selector
+from sparse_dset.models.pruner import (
+    BatchTopK,
+    Mass,
+    Threshold,
+    TopK,
+    check_keep_ratio,
+    make_selector,
+)
 
 SCORES = torch.logit(torch.tensor([[0.9, 0.1, 0.5, 0.3, 0.7, 0.05]]))
 ALL = torch.ones(1, 6, dtype=torch.bool)
