@@ -134,17 +134,19 @@ def main(cfg: DictConfig) -> None:
     if dataset is None:
         images = torch.rand(config.batch_size, 3, *(config.size or model.image_size))
     else:
-        images = sample_images(dataset, config.batch_size, config.size)
+        count = max(config.images, config.batch_size)
+        images = sample_images(dataset, count, config.size)
     folder = Path(cfg.output_dir)
     arms = plan_arms(config.executions, config.keep_ratios)
     with process_group(cfg.device) as device:
-        model, images = model.to(device), images.to(device)
+        model = model.to(device)
+        batches = images.to(device).split(config.batch_size)
         setup = {
             "model": cfg.checkpoint or HydraConfig.get().runtime.choices["model"],
             "overrides": " ".join(_model_overrides()),
             "data": str(dataset.annotations) if dataset else "random images",
             "size": list(images.shape[-2:]),
-            "batch_size": len(images),
+            "batch_size": config.batch_size,
             "threads": torch.get_num_threads(),
             "device": str(device),
             "backend": model.backend,
@@ -153,7 +155,7 @@ def main(cfg: DictConfig) -> None:
         every = tuple(dict.fromkeys([Arm("dense"), *arms]))
         rows = measure(
             model,
-            images,
+            batches,
             every,
             warmup=config.warmup,
             repeats=config.repeats,

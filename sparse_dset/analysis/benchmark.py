@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import cycle
 from typing import Any
 
 import hydra
@@ -30,6 +31,8 @@ LARGEST_DIFFERENCE = 1e-3
 TARGETS = ("model", "peers", "training", "ops", "neck", "decoder")
 
 _LEVELS = ("s3", "s4", "s5")
+
+_PLAIN = "plain dense"
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class BenchmarkConfig:
         executions, keep_ratios: see `plan_arms`.
         size: (height, width) of the images; None is the size of the data set or of the model.
         batch_size: images per forward pass.
+        images: how many images of a data set are timed, in turns.
         threads: CPU threads of PyTorch; None keeps its choice.
         warmup: forward passes of each arm that are not counted, at least 1: first calls tune
             kernels and allocate memory.
@@ -106,6 +110,7 @@ class BenchmarkConfig:
     keep_ratios: tuple[float, ...]
     size: tuple[int, int] | None = None
     batch_size: int = 1
+    images: int = 16
     threads: int | None = None
     warmup: int = 3
     repeats: int = 30
@@ -124,7 +129,7 @@ class BenchmarkConfig:
             object.__setattr__(self, "size", tuple(self.size))
             if len(self.size) != 2 or min(self.size) < 32:
                 raise ValueError(f"size must be [height, width], 32 or more each, got {self.size}")
-        for name in ("batch_size", "threads", "warmup", "repeats"):
+        for name in ("batch_size", "images", "threads", "warmup", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
@@ -148,12 +153,18 @@ class Latency:
     Attributes:
         median, p10, p90: of the counted calls.
         ratio: this arm's time over the first arm's, the median over the rounds.
+        times: of every counted call, in the order of the rounds.
     """
 
     median: float
     p10: float
     p90: float
     ratio: float
+    times: tuple[float, ...]
+
+    def speedup_over(self, other: Latency) -> float:
+        """The other arm's time over this one's, the median over the rounds."""
+        return statistics.median(a / b for a, b in zip(other.times, self.times, strict=True))
 
 
 def measure_latency(
@@ -211,30 +222,35 @@ def measure_latency(
 
 def measure(
     model: Detector,
-    images: Tensor,
+    batches: Sequence[Tensor],
     arms: Sequence[Arm],
     *,
     warmup: int = 3,
     repeats: int = 30,
     fuse: bool = False,
 ) -> list[dict[str, Any]]:
-    """Measures arms of a detector on one batch: agreement, kept tokens, GFLOPs, time and memory.
+    """Measures arms of a detector on batches: agreement, kept tokens, GFLOPs, time and memory.
 
     Args:
         model: the detector; it is left in the mode it came in.
-        images: ``[B, 3, H, W]`` in [0, 1], on the model's device; every arm gets this tensor.
+        batches: ``[B, 3, H, W]`` in [0, 1], on the model's device; every round takes the next one,
+            the same for all arms. Where the count of kept tokens follows the content, one image
+            says little about others.
         arms: the first is ``dense``, the one that the others are compared with.
         warmup: forward passes of each arm before the clock counts.
         repeats: forward passes of each arm that are timed.
-        fuse: run a copy in its inference form; FLOPs are counted on the model as it is.
+        fuse: run a copy in its inference form; FLOPs are counted on the model as it is, and its
+            dense execution is timed too.
 
     Returns:
         A row of plain values per arm, in order: ``execution``, ``keep_ratio`` (asked), ``kept``
         (share of the tokens of each level, counted), ``gflops`` (per image, by part, 1 MAC = 2
-        FLOPs), ``gflops_saved`` (share of the dense total), ``latency_ms`` (median, p10, p90 of one
-        forward pass of the batch), ``speedup`` over dense, ``max_difference`` (of this execution
-        from dense where nothing is pruned), ``peak_memory_mib`` (None on a CPU), and how it was
-        measured.
+        FLOPs; the mean over the batches), ``gflops_saved`` (share of the dense total),
+        ``latency_ms`` (median, p10, p90 of one forward pass of a batch), ``speedup`` over dense (of
+        the same batch; the median over the rounds), ``speedup_over_plain`` (over the dense
+        execution of the network as published; with ``fuse`` only), ``max_difference`` (of this
+        execution from dense where nothing is pruned), ``peak_memory_mib`` (None on a CPU), and how
+        it was measured.
 
     Raises:
         ValueError: the first arm is not ``dense``.
@@ -245,21 +261,39 @@ def measure(
 
     if not arms or arms[0].execution != "dense":
         raise ValueError(f"the first arm must be dense, got {[arm.name for arm in arms]}")
-    device = images.device
+    device = batches[0].device
     was_training = model.training
     model.eval()
     try:
         runs = copy.deepcopy(model).fuse() if fuse else model
-        differences = _differences_from_dense(runs, images, {arm.execution for arm in arms})
-        calls = {arm.name: _call(runs, images, arm) for arm in arms}
-        outputs = {arm: calls[arm.name]() for arm in arms}
+        differences = _differences_from_dense(runs, batches[0], {arm.execution for arm in arms})
+        taken = cycle(batches)
+        current = [next(taken)]
+
+        def take_next() -> None:
+            current[0] = next(taken)
+
+        calls = {arm.name: _call(runs, current, arm) for arm in arms}
+        if fuse:
+            calls[_PLAIN] = _call(model, current, arms[0])
+        outputs = {arm: [_call(runs, [x], arm)() for x in batches] for arm in arms}
         kept = {arm: _count_kept(model, arm, outputs[arm]) for arm in arms}
         gflops = {
-            arm: count_flops(model, images, execution=arm.execution, keep_ratio=arm.keep_ratio)
+            arm: _mean_gflops(
+                [
+                    count_flops(model, x, execution=arm.execution, keep_ratio=arm.keep_ratio)
+                    for x in batches
+                ],
+                sum(len(x) for x in batches),
+            )
             for arm in arms
         }
         latencies = measure_latency(
-            calls, warmup=warmup, repeats=repeats, synchronize=_synchronizer(device)
+            calls,
+            warmup=warmup,
+            repeats=repeats,
+            synchronize=_synchronizer(device),
+            before_round=take_next,
         )
         memory = {arm: _peak_memory_mib(calls[arm.name], device) for arm in arms}
     finally:
@@ -270,18 +304,22 @@ def measure(
             "execution": arm.execution,
             "keep_ratio": arm.keep_ratio,
             "kept": kept[arm],
-            "gflops": {part: value / len(images) for part, value in gflops[arm].items()},
+            "gflops": gflops[arm],
             "gflops_saved": 1.0 - gflops[arm]["total"] / dense_total,
             "latency_ms": milliseconds(latencies[arm.name]),
             "speedup": 1.0 / latencies[arm.name].ratio,
+            "speedup_over_plain": latencies[arm.name].speedup_over(latencies[_PLAIN])
+            if fuse
+            else None,
             "max_difference": differences[arm.execution],
             "peak_memory_mib": memory[arm],
-            "batch_size": len(images),
-            "image_size": list(images.shape[-2:]),
+            "batch_size": len(batches[0]),
+            "image_size": list(batches[0].shape[-2:]),
+            "images": sum(len(x) for x in batches),
             "warmup": warmup,
             "repeats": repeats,
-            "backend": outputs[arm].backend,
-            "algorithms": _algorithms(outputs[arm], images),
+            "backend": outputs[arm][0].backend,
+            "algorithms": _algorithms(outputs[arm][0]),
             "fused": fuse,
             "environment": environment(device),
         }
@@ -391,7 +429,9 @@ def evaluate_arm(
 def _summarize(times: Sequence[float], baseline: Sequence[float]) -> Latency:
     deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
     ratios = [own / base for own, base in zip(times, baseline, strict=True)]
-    return Latency(statistics.median(times), deciles[0], deciles[-1], statistics.median(ratios))
+    return Latency(
+        statistics.median(times), deciles[0], deciles[-1], statistics.median(ratios), tuple(times)
+    )
 
 
 def milliseconds(latency: Latency) -> dict[str, float]:
@@ -400,10 +440,12 @@ def milliseconds(latency: Latency) -> dict[str, float]:
     return {name: 1e3 * value for name, value in seconds.items()}
 
 
-def _call(model: Detector, images: Tensor, arm: Arm) -> Callable[[], DetectorOutput]:
+def _call(model: Detector, current: list[Tensor], arm: Arm) -> Callable[[], DetectorOutput]:
+    """A forward pass of the batch that is the only item of a list."""
+
     @torch.inference_mode()
     def call() -> DetectorOutput:
-        return model(images, execution=arm.execution, keep_ratio=arm.keep_ratio)
+        return model(current[0], execution=arm.execution, keep_ratio=arm.keep_ratio)
 
     return call
 
@@ -414,7 +456,11 @@ def _synchronizer(device: torch.device) -> Callable[[], None]:
     return lambda: None
 
 
-def _algorithms(output: DetectorOutput, images: Tensor) -> dict[str, str] | None:
+def _mean_gflops(counted: Sequence[Mapping[str, float]], num_images: int) -> dict[str, float]:
+    return {part: sum(one[part] for one in counted) / num_images for part in counted[0]}
+
+
+def _algorithms(output: DetectorOutput) -> dict[str, str] | None:
     """What "auto" means for the neck's 3x3 convolutions of each level; None: no choice is made."""
     if output.backend != "cpu" or output.execution != "sparse":
         return None
@@ -439,10 +485,10 @@ def _differences_from_dense(
     model: Detector, images: Tensor, executions: set[str]
 ) -> dict[str, float]:
     """The largest difference of each execution from ``dense`` where nothing is pruned."""
-    dense = _call(model, images, Arm("dense"))()
+    dense = _call(model, [images], Arm("dense"))()
     differences = {"dense": 0.0}
     for execution in sorted(executions - {"dense"}):
-        difference = _distance(dense, _call(model, images, Arm(execution))())
+        difference = _distance(dense, _call(model, [images], Arm(execution))())
         if not difference <= LARGEST_DIFFERENCE:
             raise RuntimeError(
                 f"{execution} at keep ratio 1 differs from dense by {difference:.2g}, more than "
@@ -463,13 +509,14 @@ def _distance(first: DetectorOutput, second: DetectorOutput) -> float:
     return torch.cat([pairs.amin(1), pairs.amin(2)], 1).max().item()
 
 
-def _count_kept(model: Detector, arm: Arm, out: DetectorOutput) -> dict[str, float]:
+def _count_kept(model: Detector, arm: Arm, outputs: Sequence[DetectorOutput]) -> dict[str, float]:
     """The share of the tokens kept on each level, after a check of the count on stride 32.
 
     A selector that follows the content, a halo, and several levels that decide together keep what
     they keep there.
     """
-    kept, tokens = out.num_kept.double().cpu(), out.num_tokens.double().cpu()
+    kept = torch.cat([out.num_kept for out in outputs]).double().cpu()
+    tokens = torch.cat([out.num_tokens for out in outputs]).double().cpu()
     shares = dict(zip(_LEVELS, (kept.sum(0) / tokens.sum(0)).tolist(), strict=True))
     asked, selector = tokens[:, -1], model.pruner.selector
     if _prunes_coarsest(model, arm):

@@ -209,6 +209,8 @@ def _lite0(made: Sequence[_Level], read: Sequence[_Level]) -> int:
 def _scorer(pruner: Mapping[str, Any], channels: Sequence[int]) -> int:
     """All that is computed for one stride-32 cell: small convolutions before the pooling, if there
     are any, and an MLP for the mean and maximum within the cells of every level that decides."""
+    if pruner["score_by"] != "learned":
+        return 0
     names = ("s2", "s3", "s4", "s5")
     last_early = names.index(pruner["stage"])
     default = names[1:] if last_early == 3 else names[: last_early + 1]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparse_dset.config import build_from_config
 from sparse_dset.models.detector import Detector
+from sparse_dset.models.rtdetr_names import spread_to_experts
 
 _SCALARS = (str, int, float, bool, type(None))
 
@@ -110,17 +111,20 @@ def _read(path: Path, trust: bool) -> dict[str, Any]:
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights to use from a checkpoint: the averaged (EMA) ones when it has them.
 
+    Files of the released RT-DETRv2 hold theirs under ``ema.module``.
+
     Raises:
         ValueError: the checkpoint is of another project: its entries are not ``model`` and
             perhaps ``ema``.
     """
     source = checkpoint.get("ema") or checkpoint
-    if "model" not in source:
-        raise ValueError(
-            "the checkpoint has no 'model' entry (or its 'ema' entry has none), only "
-            f"{sorted(map(str, source))[:8]}; is it of another project?"
-        )
-    return source["model"]
+    for name in ("model", "module"):
+        if name in source:
+            return source[name]
+    raise ValueError(
+        "the checkpoint has no 'model' entry (or its 'ema' entry has none), only "
+        f"{sorted(map(str, source))[:8]}; is it of another project?"
+    )
 
 
 def load_detector(path: str | Path, *, trust: bool = False) -> Detector:
@@ -177,12 +181,13 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRepo
     """Copies every tensor whose name and shape match, for fine-tuning from another model.
 
     Layers of another shape (the heads, with another number of classes) keep their own values
-    and are listed in the report.
+    and are listed in the report. Experts start as copies of a dense layer.
 
     Raises:
         ValueError: not one tensor matches.
     """
     own = model.state_dict()
+    state_dict = spread_to_experts(state_dict, own)
     shared = [name for name in state_dict if name in own]
     mismatched = {
         name: (tuple(state_dict[name].shape), tuple(own[name].shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -77,26 +78,69 @@ class CocoEvaluator:
         Raises:
             RuntimeError: images were not added and ``partial`` is not set.
         """
+        missing = self._missing(partial)
+        if self._num_skipped:
+            warnings.warn(
+                f"AP leaves out {self._num_skipped} images that could not be read", stacklevel=2
+            )
+        evaluation = self._evaluate()
+        return {
+            **_summary(evaluation.eval, self._class_names),
+            "num_images": float(len(self._detections)),
+            "num_skipped": float(self._num_skipped),
+            "num_missing": float(len(missing)),
+        }
+
+    def bootstrap(self, count: int, seed: int = 0) -> dict[str, list[float]]:
+        """Scores samples of the images, drawn with replacement: how much luck is in an AP.
+
+        Two detectors' numbers of the same seed come from the same samples, image by image, so
+        their differences are paired.
+
+        Args:
+            count: samples.
+            seed: of the draws.
+
+        Returns:
+            ``AP`` and ``AP/<class>``, a value per sample.
+
+        Raises:
+            RuntimeError: images were not added.
+        """
+        self._missing(partial=False)
+        evaluation = self._evaluate()
+        # One entry per class, area and image, in this order.
+        num_areas, num_images = len(evaluation.params.areaRng), len(self._detections)
+        entries = np.array(evaluation.evalImgs, dtype=object).reshape(-1, num_areas, num_images)
+        evaluation.params.maxDets = [_MAX_DETECTIONS[-1]]
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation._paramsEval = copy.deepcopy(evaluation.params)
+        draw = np.random.default_rng(seed)
+        samples: dict[str, list[float]] = {}
+        for _ in range(count):
+            images = draw.integers(num_images, size=num_images)
+            evaluation.evalImgs = entries[:, 0, images].ravel().tolist()
+            with contextlib.redirect_stdout(io.StringIO()):
+                evaluation.accumulate()
+            best = evaluation.eval["precision"][..., 0, -1]
+            samples.setdefault("AP", []).append(_mean(best))
+            for label, name in enumerate(self._class_names):
+                samples.setdefault(f"AP/{name}", []).append(_mean(best[..., label]))
+        return samples
+
+    def _missing(self, partial: bool) -> list[int]:
         missing = [image_id for image_id in self._records if image_id not in self._detections]
         if missing and not partial:
             raise RuntimeError(
                 f"{len(missing)} of {len(self._records)} images were not evaluated, the first is "
                 f"image {missing[0]}; evaluate them or ask for summarize(partial=True)"
             )
-        if self._num_skipped:
-            warnings.warn(
-                f"AP leaves out {self._num_skipped} images that could not be read", stacklevel=2
-            )
-        precision, recall = self._evaluate()
-        return {
-            **_summary(precision, recall, self._class_names),
-            "num_images": float(len(self._detections)),
-            "num_skipped": float(self._num_skipped),
-            "num_missing": float(len(missing)),
-        }
+        return missing
 
-    def _evaluate(self) -> tuple[np.ndarray, np.ndarray]:
-        """COCO's precision [IoU, recall, class, area, max] and recall [IoU, class, area, max]."""
+    def _evaluate(self) -> COCOeval:
+        """COCO's evaluation, whose ``eval`` holds precision [IoU, recall, class, area, max] and
+        recall [IoU, class, area, max]."""
         records = [self._records[image_id] for image_id in sorted(self._detections)]
         truth = self._coco(_truth_of(records, self._category_ids))
         found = self._coco(predictions_to_coco(self._detections, self._category_ids))
@@ -105,7 +149,7 @@ class CocoEvaluator:
             evaluation.params.maxDets = list(_MAX_DETECTIONS)
             evaluation.evaluate()
             evaluation.accumulate()
-        return evaluation.eval["precision"], evaluation.eval["recall"]
+        return evaluation
 
     def _coco(self, annotations: list[dict[str, Any]]) -> COCO:
         """An index made from memory: COCO's own loader of results refuses an empty list."""
@@ -200,10 +244,9 @@ def _truth_of(records: Sequence[ImageRecord], category_ids: Sequence[int]) -> li
     return annotations
 
 
-def _summary(
-    precision: np.ndarray, recall: np.ndarray, class_names: Sequence[str]
-) -> dict[str, float]:
-    best = precision[..., -1]  # at 100 detections: [IoU, recall, class, area]
+def _summary(result: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, float]:
+    recall = result["recall"]
+    best = result["precision"][..., -1]  # at 100 detections: [IoU, recall, class, area]
     summary = {
         "AP": _mean(best[..., 0]),
         "AP50": _mean(best[0, ..., 0]),

@@ -34,7 +34,6 @@ def evaluation_loader(dataset: Dataset, batch_size: int, *, num_workers: int = 0
     )
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     loader: DataLoader,
@@ -69,6 +68,39 @@ def evaluate(
     Raises:
         RuntimeError: the loaders did not bring every image of the data set.
     """
+    evaluator, shares = detect(
+        model,
+        loader,
+        dataset,
+        execution=execution,
+        keep_ratio=keep_ratio,
+        device=device,
+        amp=amp,
+        progress=progress,
+    )
+    return {**evaluator.summarize(), **shares}
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module,
+    loader: DataLoader,
+    dataset: Any,
+    *,
+    execution: str | None = None,
+    keep_ratio: float | None = None,
+    device: torch.device | str = "cpu",
+    amp: Precision = "off",
+    progress: bool = True,
+) -> tuple[CocoEvaluator, dict[str, float]]:
+    """Runs a model over a data set.
+
+    Args:
+        model, loader, dataset, execution, keep_ratio, device, amp, progress: see `evaluate`.
+
+    Returns:
+        What was found in all images, and the share of the tokens that was kept on each level.
+    """
     device = torch.device(device)
     detections: dict[int, dict[str, Tensor]] = {}
     shares: dict[int, list[float]] = {}
@@ -90,7 +122,7 @@ def evaluate(
     evaluator = CocoEvaluator(dataset)
     for own in distributed.gather(detections):
         evaluator.update(own)
-    return {**evaluator.summarize(), **_mean_shares(shares)}
+    return evaluator, _mean_shares(shares)
 
 
 def _forward(

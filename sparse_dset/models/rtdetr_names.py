@@ -37,20 +37,16 @@ def place_rtdetr(released: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict
     """
     placed = dict(own)
     filled, problems = set(), []
-    for name, tensor in _unwrap(released).items():
-        if name not in own and _DERIVED.match(name):
+    for name, tensor in spread_to_experts(_unwrap(released), own).items():
+        if name not in own:
+            if not _DERIVED.match(name):
+                problems.append(f"{name}: no such parameter here")
             continue
-        target = _expert_name(name) if name not in own else name
-        if target not in own:
-            problems.append(f"{name}: no such parameter here")
+        filled.add(name)
+        if tensor.shape != own[name].shape:
+            problems.append(f"{name}: shape {tuple(tensor.shape)}, here {tuple(own[name].shape)}")
             continue
-        if target != name:
-            tensor = tensor.unsqueeze(0).expand(len(own[target]), *tensor.shape)
-        filled.add(target)
-        if tensor.shape != own[target].shape:
-            problems.append(f"{name}: shape {tuple(tensor.shape)}, here {tuple(own[target].shape)}")
-            continue
-        placed[target] = tensor
+        placed[name] = tensor
     problems += [
         f"{name}: missing from the file"
         for name in own
@@ -63,6 +59,22 @@ def place_rtdetr(released: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict
             f"right size and num_classes?):\n  {shown}"
         )
     return placed
+
+
+def spread_to_experts(
+    named: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Renames dense feed-forward layers to the experts that ``own`` has in their place.
+
+    Every expert gets a copy; tensors that need no other name stay as they are.
+    """
+    spread = {}
+    for name, tensor in named.items():
+        expert = _expert_name(name)
+        if name not in own and expert in own:
+            name, tensor = expert, tensor.unsqueeze(0).expand(len(own[expert]), *tensor.shape)
+        spread[name] = tensor
+    return spread
 
 
 def _unwrap(released: Mapping[str, Any]) -> Mapping[str, Tensor]:

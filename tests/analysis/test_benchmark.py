@@ -148,10 +148,13 @@ class Stub(nn.Module):
         super().__init__()
         self.error, self.extra = error, extra
         selector = SimpleNamespace(min_tokens=1, max_tokens=None)
-        self.pruner = SimpleNamespace(selector=selector, scatter_levels=(2,), halo=0)
+        scorer = SimpleNamespace(scored=(3,))
+        self.pruner = SimpleNamespace(selector=selector, scatter_levels=(2,), halo=0, scorer=scorer)
+        self.seen: list[float] = []
 
     def forward(self, images: torch.Tensor, *, execution: str, keep_ratio: float) -> Any:
         assert not self.training
+        self.seen.append(float(images.mean()))
         batch = len(images)
         tokens = torch.tensor([[320, 80, 20]] * batch)
         kept = tokens.clone()
@@ -187,7 +190,7 @@ ARMS = (Arm("dense"), Arm("dense_scatter", 0.3), Arm("sparse", 0.3))
 
 def test_rows_say_what_was_measured_and_how() -> None:
     model = Stub().train()
-    rows = measure(model, torch.rand(2, 3, 64, 96), ARMS, warmup=1, repeats=3)
+    rows = measure(model, [torch.rand(2, 3, 64, 96)], ARMS, warmup=1, repeats=3)
     assert model.training
     assert [(row["execution"], row["keep_ratio"]) for row in rows] == [
         ("dense", 1.0),
@@ -207,38 +210,53 @@ def test_rows_say_what_was_measured_and_how() -> None:
     json.dumps(rows)
 
 
+def test_rounds_take_turns_over_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flops_of_brightness(model: Any, images: torch.Tensor, **_: Any) -> dict:
+        return {"total": float(images.sum())}
+
+    module = SimpleNamespace(count_flops=flops_of_brightness)
+    monkeypatch.setitem(sys.modules, "sparse_dset.analysis.flops", module)
+    model = Stub()
+    batches = [torch.full((2, 3, 64, 96), value) for value in (1.0, 2.0, 3.0)]
+    rows = measure(model, batches, ARMS, warmup=1, repeats=3)
+    assert rows[0]["gflops"]["total"] == pytest.approx(2.0 * 3 * 64 * 96)
+    assert (rows[0]["batch_size"], rows[0]["images"]) == (2, 6)
+    timed = [model.seen[-12:][i : i + 3] for i in range(0, 12, 3)]
+    assert timed == [[2.0] * 3, [3.0] * 3, [1.0] * 3, [2.0] * 3]
+
+
 @pytest.mark.parametrize("error", [0.01, float("nan")])
 def test_an_execution_that_disagrees_with_dense_is_not_timed(error: float) -> None:
     with pytest.raises(RuntimeError, match="dense_scatter at keep ratio 1 differs from dense"):
-        measure(Stub(error=error), torch.rand(1, 3, 64, 96), ARMS)
+        measure(Stub(error=error), [torch.rand(1, 3, 64, 96)], ARMS)
 
 
 def test_a_small_difference_is_reported() -> None:
-    rows = measure(Stub(error=1e-4), torch.rand(1, 3, 64, 96), ARMS, warmup=1, repeats=1)
+    rows = measure(Stub(error=1e-4), [torch.rand(1, 3, 64, 96)], ARMS, warmup=1, repeats=1)
     assert rows[2]["max_difference"] == pytest.approx(1e-4, rel=1e-2)
 
 
 def test_a_ratio_that_was_not_kept_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"dense_scatter@0.3 must keep \[6.0\] of \[20.0\]"):
-        measure(Stub(extra=3), torch.rand(1, 3, 64, 96), ARMS)
+        measure(Stub(extra=3), [torch.rand(1, 3, 64, 96)], ARMS)
 
 
 def test_a_cap_on_the_tokens_is_no_error() -> None:
     model = Stub(extra=-3)
     model.pruner.selector.max_tokens = 3
-    rows = measure(model, torch.rand(1, 3, 64, 96), ARMS, warmup=1, repeats=1)
+    rows = measure(model, [torch.rand(1, 3, 64, 96)], ARMS, warmup=1, repeats=1)
     assert rows[2]["kept"]["s5"] == pytest.approx(3 / 20)
 
 
 def test_the_first_arm_must_be_dense() -> None:
     with pytest.raises(ValueError, match=r"must be dense, got .*'sparse@0.3'"):
-        measure(Stub(), torch.rand(1, 3, 64, 96), ARMS[::-1])
+        measure(Stub(), [torch.rand(1, 3, 64, 96)], ARMS[::-1])
 
 
 def test_a_real_detector_is_measured() -> None:
     model = build_detector("nano", num_classes=3, pretrained=False)
     arms = plan_arms(["dense", "dense_scatter", "sparse"], [0.3])
-    rows = measure(model, torch.rand(2, 3, 64, 96), arms, warmup=1, repeats=1)
+    rows = measure(model, [torch.rand(2, 3, 64, 96)], arms, warmup=1, repeats=1)
     kept = {f"{r['execution']}@{r['keep_ratio']}": r["kept"] for r in rows}
     third = pytest.approx(1 / 3)
     assert kept["sparse@0.3"] == {"s3": third, "s4": third, "s5": third}

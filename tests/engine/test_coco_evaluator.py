@@ -241,3 +241,22 @@ def test_results_have_cocos_format():
             "iscrowd": 0,
         }
     ]
+
+
+def test_bootstrap_samples_images_with_replacement(dataset):
+    evaluator = CocoEvaluator(dataset)
+    evaluator.update({**PERFECT, 20: found([])})
+    samples = evaluator.bootstrap(200)
+    # Of cars, image 0 is found and image 20 is not: a share of 0, 1 or in between by the draw.
+    seen = {round(v, 2) for v in samples["AP/car"] if not math.isnan(v)}
+    assert seen == {0.0, 0.34, 0.5, 0.66, 1.0}
+    assert {v for v in samples["AP/bus"] if not math.isnan(v)} == {pytest.approx(1.0)}
+    assert len(samples["AP"]) == 200
+    again = CocoEvaluator(dataset)
+    again.update(PERFECT)
+    better = again.bootstrap(200)
+    pairs = [(a, b) for a, b in zip(samples["AP/car"], better["AP/car"], strict=True) if a == a]
+    assert pairs
+    assert all(a <= b == pytest.approx(1.0) for a, b in pairs)
+    with pytest.raises(RuntimeError, match="not evaluated"):
+        CocoEvaluator(dataset).bootstrap(3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparse_dset import build_detector
+from sparse_dset.engine.checkpoint import load_checkpoint, load_weights, model_weights
 
 MOE = "{_target_:sparse_dset.models.moe.MoEConfig,num_experts:3,top_k:2,patch_size:%d}"
 EXPERTS = (f"model.encoder.moe={MOE % 2}", f"model.decoder.moe={MOE % 1}")
@@ -98,3 +99,18 @@ def test_a_file_without_experts_parts_is_refused(dense):
     released = {k: v for k, v in _released(dense).items() if "linear2" not in k}
     with pytest.raises(ValueError, match="encoder.encoder.0.layers.0.moe.experts.weight2: missing"):
         _blank(*EXPERTS).load_rtdetr(released)
+
+
+def test_a_released_file_starts_a_training_with_other_classes(dense, tmp_path):
+    torch.save({"ema": {"module": _released(dense)}, "last_epoch": 71}, tmp_path / "released.pth")
+    model = build_detector("nano", 5, EXPERTS, pretrained=False).double()
+    weights = model_weights(load_checkpoint(tmp_path / "released.pth"))
+    report = load_weights(model, weights)
+    assert report.mismatched
+    assert all("score_head" in name or "class_embed" in name for name in report.mismatched)
+    assert not report.unexpected
+    for name in report.missing:
+        assert name.startswith(("pruner.", "losses.")) or ".router." in name
+    first = model.decoder.decoder.layers[0].moe.experts.weight1
+    dense_weight = weights["decoder.decoder.layers.0.linear1.weight"]
+    assert all(torch.equal(expert, dense_weight) for expert in first)

@@ -1,0 +1,218 @@
+"""Ablations: the same training with one switch changed at a time, measured on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparse_dset.analysis.benchmark import Arm, open_validation_set, sample_images
+from sparse_dset.analysis.flops import count_flops
+from sparse_dset.analysis.table import MISSING, markdown_table
+from sparse_dset.config import build_from_config
+from sparse_dset.data.coco import CocoDetection
+from sparse_dset.engine.calibrate import calibrate, centres_kept, kept_tokens, score_dataset
+from sparse_dset.engine.checkpoint import load_checkpoint, model_weights
+from sparse_dset.engine.evaluate import detect, evaluation_loader
+from sparse_dset.models.detector import EXECUTIONS, Detector
+from sparse_dset.models.pruner import Threshold
+
+_NUM_COUNTED = 8  # images whose FLOPs are counted
+
+
+@dataclass(frozen=True)
+class AblationArm:
+    """One training, or one way to measure what another arm trained.
+
+    Attributes:
+        name: of the arm.
+        train: overrides of ``scripts/train.py`` beside those that all arms have.
+        start: the arm whose checkpoint is measured; None: an own training.
+        pruner: settings of the pruner that the measurement changes, e.g. ``{"halo": 1}``.
+        execution: how it is measured; ``dense`` is measured beside it in any case.
+
+    Raises:
+        ValueError: the settings contradict each other.
+    """
+
+    name: str
+    train: tuple[str, ...] = ()
+    start: str | None = None
+    pruner: Mapping[str, Any] = field(default_factory=dict)
+    execution: str = "sparse"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", tuple(self.train))
+        if self.train and self.start is not None:
+            raise ValueError(f"arm {self.name}: give train or start, not both")
+        if self.execution not in EXECUTIONS:
+            raise ValueError(
+                f"arm {self.name}: execution must be one of {', '.join(EXECUTIONS)}; got "
+                f"{self.execution!r}"
+            )
+
+    def plan(self, keep_ratios: Sequence[float]) -> list[Arm]:
+        """Returns what is measured of a checkpoint: ``dense``, and the execution at each ratio."""
+        return [Arm("dense"), *(Arm(self.execution, ratio) for ratio in keep_ratios)]
+
+
+def read_arms(arms: Mapping[str, Mapping[str, Any] | None]) -> dict[str, AblationArm]:
+    """Reads the arms of conf/ablation.
+
+    Raises:
+        ValueError: an unknown key, or a start that is no training arm.
+    """
+    known = ("train", "start", "pruner", "execution")
+    found = {}
+    for name, settings in arms.items():
+        unknown = [key for key in settings or {} if key not in known]
+        if unknown:
+            raise ValueError(f"arm {name} has a key {unknown[0]!r}; known are {', '.join(known)}")
+        found[name] = AblationArm(name, **(settings or {}))
+    trained = [name for name, arm in found.items() if arm.start is None]
+    for arm in found.values():
+        if arm.start is not None and arm.start not in trained:
+            raise ValueError(
+                f"arm {arm.name} starts from {arm.start!r}, which is not trained: choose among "
+                f"{', '.join(trained)}"
+            )
+    return found
+
+
+class CalibratedCheckpoint:
+    """A checkpoint whose keep ratios are averages over its validation images.
+
+    Args:
+        path: a training checkpoint.
+        pruner: settings of the pruner to change.
+    """
+
+    def __init__(self, path: str | Path, pruner: Mapping[str, Any]) -> None:
+        checkpoint = load_checkpoint(path)
+        config = checkpoint["config"]
+        model = config["model"]
+        settings = {**model["pruner"], "selector": "topk", "calibration": None, **pruner}
+        changed = {**config, "model": {**model, "pruner": settings}}
+        self.model: Detector = build_from_config(changed, pretrained=False).eval()
+        self.model.load_state_dict(model_weights(checkpoint))
+        self.dataset: CocoDetection = open_validation_set(
+            config["data"], None, model["class_names"]
+        )
+        self.scored = score_dataset(self.model, self._loader(), progress=False)
+        selector = Threshold()
+        found = calibrate(selector, self.scored, self.model.pruner.halo)
+        self.model.pruner.selector = Threshold(calibration=found)
+
+    def measure(self, arm: Arm, *, bootstrap: int) -> dict[str, Any]:
+        """Measures one arm.
+
+        Returns:
+            ``execution``, ``keep_ratio``, ``metrics`` (see `evaluate`), ``samples`` (see
+            `CocoEvaluator.bootstrap`), ``gflops`` (per image, the mean of some), and
+            ``centres_kept``, the share of objects whose centre is kept.
+        """
+        ratio = None if arm.execution == "dense" else arm.keep_ratio
+        evaluator, shares = detect(
+            self.model,
+            self._loader(),
+            self.dataset,
+            execution=arm.execution,
+            keep_ratio=ratio,
+            progress=False,
+        )
+        images = sample_images(self.dataset, _NUM_COUNTED).split(1)
+        gflops = [
+            count_flops(self.model, x, execution=arm.execution, keep_ratio=ratio)["total"]
+            for x in images
+        ]
+        selector = self.model.pruner.selector.with_keep_ratio(arm.keep_ratio)
+        kept = kept_tokens(selector, self.scored, self.model.pruner.halo)
+        return {
+            "execution": arm.execution,
+            "keep_ratio": arm.keep_ratio,
+            "metrics": {**evaluator.summarize(), **shares},
+            "samples": evaluator.bootstrap(bootstrap) if bootstrap else {},
+            "gflops": float(np.mean(gflops)),
+            "centres_kept": centres_kept(kept, self.scored),
+        }
+
+    def _loader(self) -> torch.utils.data.DataLoader:
+        return evaluation_loader(self.dataset, 8)
+
+
+def format_ablation(
+    rows: Sequence[Mapping[str, Any]], arms: Sequence[str], metric: str, reference: str
+) -> str:
+    """Returns a Markdown table: a line per arm, a column per measurement.
+
+    A cell holds the metric in points, the mean over the seeds, and its difference from the
+    reference with the 95 % interval of the images' bootstrap.
+
+    Args:
+        rows: of ``scripts/ablate.py``, the later of two alike counts.
+        arms: in the order of the table.
+        metric: a key of the metrics, e.g. "AP" or "AP/car".
+        reference: the arm that the others are compared with.
+    """
+    measured = {_key(row): row for row in rows if row["kind"] == "ablation"}
+    columns = sorted({key[2:] for key in measured}, key=lambda c: (c[0] != "dense", -c[1]))
+    columns = list(dict.fromkeys("dense" if c[0] == "dense" else c[1] for c in columns))
+    lines = []
+    for arm in arms:
+        cells = [_cell(measured, arm, column, metric, reference) for column in columns]
+        if any(cell != MISSING for cell in cells):
+            lines.append([arm, *cells])
+    header = ["arm", *("dense" if c == "dense" else f"keep {c:g}" for c in columns)]
+    return markdown_table(header, lines) + "\n"
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, int, str, float]:
+    return row["arm"], row["seed"], row["execution"], row["keep_ratio"]
+
+
+def _cell(
+    measured: Mapping[tuple, Mapping[str, Any]],
+    arm: str,
+    column: float | str,
+    metric: str,
+    reference: str,
+) -> str:
+    own, theirs = (_seeds(measured, name, column) for name in (arm, reference))
+    if not own:
+        return MISSING
+    mean = 100 * np.mean([row["metrics"][metric] for row in own.values()])
+    text = f"{mean:.1f}"
+    shared = sorted(own.keys() & theirs.keys())
+    if arm == reference or not shared:
+        return text
+    differences = [
+        100 * (own[seed]["metrics"][metric] - theirs[seed]["metrics"][metric]) for seed in shared
+    ]
+    text += f" {np.mean(differences):+.1f}"
+    samples = [
+        100 * (np.array(own[seed]["samples"][metric]) - np.array(theirs[seed]["samples"][metric]))
+        for seed in shared
+        if own[seed]["samples"] and theirs[seed]["samples"]
+    ]
+    if samples:
+        low, high = np.percentile(np.mean(samples, axis=0), [2.5, 97.5])
+        text += f" [{low:+.1f}, {high:+.1f}]"
+    return text
+
+
+def _seeds(
+    measured: Mapping[tuple, Mapping[str, Any]], arm: str, column: float | str
+) -> dict[int, Mapping[str, Any]]:
+    """The rows of an arm in a column, by seed."""
+    return {
+        seed: row
+        for (name, seed, execution, ratio), row in measured.items()
+        if name == arm
+        and (
+            execution == "dense" if column == "dense" else execution != "dense" and ratio == column
+        )
+    }
