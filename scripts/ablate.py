@@ -37,7 +37,8 @@ def _check(plain: dict[str, Any]) -> None:
         raise ValueError(f"only names {unknown[0]!r}; the arms are {', '.join(arms)}")
     for arm in arms.values():
         arm.plan(plain["keep_ratios"])
-        compose_config("train", [*plain["base"], *arm.train])
+        settings = [f"pruner.{key}={value}" for key, value in arm.pruner.items()]
+        compose_config("train", [*plain["base"], *arm.train, *settings])
 
 
 def _train(arm: AblationArm, seed: int, base: list[str], folder: Path) -> None:
@@ -82,11 +83,17 @@ def main(cfg: DictConfig) -> None:
 
 def _run(arm: AblationArm, seed: int, plain: dict[str, Any], folder: Path) -> None:
     rows_file = folder / "results.jsonl"
+    shared = {
+        "arm": arm.name,
+        "seed": seed,
+        "settings": plain["arms"][arm.name],
+        "base": plain["base"],
+    }
     rows = read_rows(rows_file) if rows_file.exists() else []
     measured = {
         (row["execution"], row["keep_ratio"])
         for row in rows
-        if row["kind"] == "ablation" and (row["arm"], row["seed"]) == (arm.name, seed)
+        if row["kind"] == "ablation" and {**row, **shared} == row
     }
     missing = [
         one
@@ -95,12 +102,11 @@ def _run(arm: AblationArm, seed: int, plain: dict[str, Any], folder: Path) -> No
     ]
     if not missing:
         return
-    shared = {"arm": arm.name, "seed": seed, "settings": plain["arms"][arm.name]}
     trained = folder / f"{arm.start or arm.name}-{seed}"
     try:
         if arm.start is None:
             _train(arm, seed, plain["base"], trained)
-        checkpoint = CalibratedCheckpoint(trained / "last.pt", arm.pruner)
+        checkpoint = CalibratedCheckpoint(trained / "last.pt", arm.pruner, seed)
         for one in missing:
             row = checkpoint.measure(one, bootstrap=plain["bootstrap"])
             when = {"time": time.strftime("%Y-%m-%dT%H:%M:%S")}

@@ -126,16 +126,15 @@ def main(cfg: DictConfig) -> None:
     if cfg.ops.algorithm != "auto":
         model.algorithm = cfg.ops.algorithm
     if config.target != "model":
-        _compare_parts(
-            model, config, Path(cfg.output_dir), HydraConfig.get().runtime.choices["model"]
-        )
+        name = cfg.checkpoint or HydraConfig.get().runtime.choices["model"]
+        _compare_parts(model, config, Path(cfg.output_dir), name)
         return
     dataset = find_validation_set(plain.get("data"), record, config.size)
     if dataset is None:
         images = torch.rand(config.batch_size, 3, *(config.size or model.image_size))
     else:
-        count = max(config.images, config.batch_size)
-        images = sample_images(dataset, count, config.size)
+        num_batches = -(-config.images // config.batch_size)
+        images = sample_images(dataset, num_batches * config.batch_size, config.size)
     folder = Path(cfg.output_dir)
     arms = plan_arms(config.executions, config.keep_ratios)
     with process_group(cfg.device) as device:

@@ -19,17 +19,17 @@ from sparse_dset.analysis.benchmark import open_validation_set
 from sparse_dset.analysis.table import markdown_table
 from sparse_dset.config import build_from_config, check_command_line, check_config
 from sparse_dset.engine.calibrate import (
-    calibrate,
+    calibrated,
     centres_kept,
     kept_tokens,
     mean_share,
-    score_dataset,
+    with_pruner,
 )
 from sparse_dset.engine.checkpoint import load_checkpoint, model_weights, replace_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.evaluate import evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment
-from sparse_dset.models.pruner import ByContent, TopK, check_keep_ratio
+from sparse_dset.models.pruner import TopK, check_keep_ratio
 
 SHOWN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
@@ -45,29 +45,26 @@ def main(cfg: DictConfig) -> None:
     """Calibrates, writes the checkpoint and a row, and prints what is kept at some ratios."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    config = load_checkpoint(cfg.checkpoint)["config"]
+    checkpoint = load_checkpoint(cfg.checkpoint)
     settings = {"selector": cfg.selector, "keep_ratio": cfg.keep_ratio, "calibration": None}
     settings |= {key: cfg[key] for key in ("halo", "score_by") if cfg[key] is not None}
-    config = _with_pruner(config, settings)
+    config = with_pruner(checkpoint["config"], settings)
     model = build_from_config(config, pretrained=False)
-    model.load_state_dict(model_weights(load_checkpoint(cfg.checkpoint)))
-    selector, halo = model.pruner.selector, model.pruner.halo
-    assert isinstance(selector, ByContent)
+    model.load_state_dict(model_weights(checkpoint))
+    halo = model.pruner.halo
     asked = check_config(cfg).get("data")
     dataset = open_validation_set(asked or config["data"], cfg.size, config["model"]["class_names"])
     with process_group(cfg.device) as device:
         loader = evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers)
-        scored = score_dataset(model.to(device), loader, device=device)
-    found = calibrate(selector, scored, halo)
-    config = _with_pruner(config, {"calibration": list(found)})
+        selector, scored = calibrated(model.to(device), loader, device=device)
+    config = with_pruner(config, {"calibration": list(selector.calibration)})
     destination = cfg.output or cfg.checkpoint
     replace_config(cfg.checkpoint, destination, config)
 
-    calibrated = build_from_config(config, pretrained=False).pruner.selector
     same_count = TopK(selector.min_tokens, selector.max_tokens)
     table = []
     for ratio in SHOWN:
-        rules = [calibrated.with_keep_ratio(ratio), same_count.with_keep_ratio(ratio)]
+        rules = [selector.with_keep_ratio(ratio), same_count.with_keep_ratio(ratio)]
         content, count = (kept_tokens(rule, scored, halo) for rule in rules)
         setting = getattr(rules[0], cfg.selector)
         shares = mean_share(content, scored), centres_kept(content, scored)
@@ -92,12 +89,6 @@ def main(cfg: DictConfig) -> None:
     print(f"{destination}: {cfg.selector}, {cfg.keep_ratio:g} of {dataset.annotations} on average")
     print("an object is kept where the stride-8 site of its centre is\n")
     print(markdown_table(names, cells))
-
-
-def _with_pruner(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns a detector's configuration with other settings of its pruner."""
-    model = config["model"]
-    return {**config, "model": {**model, "pruner": {**model["pruner"], **settings}}}
 
 
 if __name__ == "__main__":

@@ -44,13 +44,18 @@ def _check(plain: dict[str, Any]) -> None:
             hydra.utils.instantiate(plain[name])
         except InstantiationException as error:
             raise ValueError(str(error.__cause__ or error)) from error
+    if plain["peer"] not in (None, "hugging_face"):
+        raise ValueError(f"peer must be hugging_face or null, got {plain['peer']!r}")
+    if plain["pruner"]["score_by"] != "learned":
+        raise ValueError(
+            f"pruner.score_by={plain['pruner']['score_by']} has nothing to train: train with "
+            "learned, and change it with scripts/calibrate.py"
+        )
 
 
 def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
     if record["peer"] is None:
         return build_from_config(record, pretrained=pretrained)
-    if record["peer"] != "hugging_face":
-        raise ValueError(f"peer must be hugging_face or null, got {record['peer']!r}")
     from sparse_dset.analysis.hugging_face import PeerDetector
 
     return PeerDetector(record["model"]["num_classes"], pretrained)

@@ -15,11 +15,10 @@ from sparse_dset.analysis.flops import count_flops
 from sparse_dset.analysis.table import MISSING, markdown_table
 from sparse_dset.config import build_from_config
 from sparse_dset.data.coco import CocoDetection
-from sparse_dset.engine.calibrate import calibrate, centres_kept, kept_tokens, score_dataset
+from sparse_dset.engine.calibrate import calibrated, centres_kept, kept_tokens, with_pruner
 from sparse_dset.engine.checkpoint import load_checkpoint, model_weights
 from sparse_dset.engine.evaluate import detect, evaluation_loader
 from sparse_dset.models.detector import EXECUTIONS, Detector
-from sparse_dset.models.pruner import Threshold
 
 _NUM_COUNTED = 8  # images whose FLOPs are counted
 
@@ -87,25 +86,29 @@ class CalibratedCheckpoint:
     """A checkpoint whose keep ratios are averages over its validation images.
 
     Args:
-        path: a training checkpoint.
-        pruner: settings of the pruner to change.
+        path: of a training that has ended.
+        pruner: settings of the pruner to change; the selector is ``threshold`` unless it says
+            otherwise.
+        seed: of what the pruner draws at random.
+
+    Raises:
+        RuntimeError: the training has not ended.
     """
 
-    def __init__(self, path: str | Path, pruner: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, pruner: Mapping[str, Any], seed: int = 0) -> None:
         checkpoint = load_checkpoint(path)
-        config = checkpoint["config"]
-        model = config["model"]
-        settings = {**model["pruner"], "selector": "topk", "calibration": None, **pruner}
-        changed = {**config, "model": {**model, "pruner": settings}}
-        self.model: Detector = build_from_config(changed, pretrained=False).eval()
+        _check_ended(path, checkpoint)
+        settings = {"selector": "threshold", "calibration": None, **pruner}
+        config = with_pruner(checkpoint["config"], settings)
+        self.model: Detector = build_from_config(config, pretrained=False).eval()
         self.model.load_state_dict(model_weights(checkpoint))
         self.dataset: CocoDetection = open_validation_set(
-            config["data"], None, model["class_names"]
+            config["data"], None, config["model"]["class_names"]
         )
-        self.scored = score_dataset(self.model, self._loader(), progress=False)
-        selector = Threshold()
-        found = calibrate(selector, self.scored, self.model.pruner.halo)
-        self.model.pruner.selector = Threshold(calibration=found)
+        self.seed = seed
+        torch.manual_seed(seed)
+        selector, self.scored = calibrated(self.model, self._loader(), progress=False)
+        self.model.pruner.selector = selector
 
     def measure(self, arm: Arm, *, bootstrap: int) -> dict[str, Any]:
         """Measures one arm.
@@ -116,6 +119,7 @@ class CalibratedCheckpoint:
             ``centres_kept``, the share of objects whose centre is kept.
         """
         ratio = None if arm.execution == "dense" else arm.keep_ratio
+        torch.manual_seed(self.seed)
         evaluator, shares = detect(
             self.model,
             self._loader(),
@@ -144,6 +148,16 @@ class CalibratedCheckpoint:
         return evaluation_loader(self.dataset, 8)
 
 
+def _check_ended(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    train = checkpoint["config"]["train"]
+    stale = train["patience"] is not None and checkpoint["stale_evaluations"] >= train["patience"]
+    if checkpoint["closed_epochs"] < train["epochs"] and not stale:
+        raise RuntimeError(
+            f"{path} is of a training that has not ended: {checkpoint['closed_epochs']} of "
+            f"{train['epochs']} epochs"
+        )
+
+
 def format_ablation(
     rows: Sequence[Mapping[str, Any]], arms: Sequence[str], metric: str, reference: str
 ) -> str:
@@ -155,7 +169,7 @@ def format_ablation(
     Args:
         rows: of ``scripts/ablate.py``, the later of two alike counts.
         arms: in the order of the table.
-        metric: a key of the metrics, e.g. "AP" or "AP/car".
+        metric: a key of the metrics, e.g. "AP" or "AP/car"; a row that lacks it has an empty cell.
         reference: the arm that the others are compared with.
     """
     measured = {_key(row): row for row in rows if row["kind"] == "ablation"}
@@ -181,7 +195,7 @@ def _cell(
     metric: str,
     reference: str,
 ) -> str:
-    own, theirs = (_seeds(measured, name, column) for name in (arm, reference))
+    own, theirs = (_seeds(measured, name, column, metric) for name in (arm, reference))
     if not own:
         return MISSING
     mean = 100 * np.mean([row["metrics"][metric] for row in own.values()])
@@ -193,25 +207,26 @@ def _cell(
         100 * (own[seed]["metrics"][metric] - theirs[seed]["metrics"][metric]) for seed in shared
     ]
     text += f" {np.mean(differences):+.1f}"
-    samples = [
-        100 * (np.array(own[seed]["samples"][metric]) - np.array(theirs[seed]["samples"][metric]))
-        for seed in shared
-        if own[seed]["samples"] and theirs[seed]["samples"]
-    ]
-    if samples:
-        low, high = np.percentile(np.mean(samples, axis=0), [2.5, 97.5])
-        text += f" [{low:+.1f}, {high:+.1f}]"
+    samples = [[row[seed]["samples"].get(metric, []) for row in (own, theirs)] for seed in shared]
+    # Of other numbers of samples the first ones are the same draws.
+    length = min(len(values) for pair in samples for values in pair)
+    if length:
+        # A draw without any object of the class has no AP.
+        values = np.array([[one[:length] for one in pair] for pair in samples], dtype=float)
+        low, high = np.nanpercentile((values[:, 0] - values[:, 1]).mean(0), [2.5, 97.5])
+        text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
     return text
 
 
 def _seeds(
-    measured: Mapping[tuple, Mapping[str, Any]], arm: str, column: float | str
+    measured: Mapping[tuple, Mapping[str, Any]], arm: str, column: float | str, metric: str
 ) -> dict[int, Mapping[str, Any]]:
     """The rows of an arm in a column, by seed."""
     return {
         seed: row
         for (name, seed, execution, ratio), row in measured.items()
         if name == arm
+        and row["metrics"].get(metric) is not None
         and (
             execution == "dense" if column == "dense" else execution != "dense" and ratio == column
         )

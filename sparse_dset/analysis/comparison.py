@@ -116,7 +116,8 @@ def _saved_mib(arm: Callable[..., object], inputs: tuple[Any, ...]) -> float:
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad):
+        whole = tensor if tensor._base is None else tensor._base
+        if not (whole.is_leaf and whole.requires_grad):
             storage = tensor.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,40 @@ class ScoredSet:
     scores: tuple[Tensor, ...]
     valid: tuple[Tensor, ...]
     centres: Tensor
+
+
+def with_pruner(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a detector's configuration with other settings of its pruner."""
+    model = config["model"]
+    return {**config, "model": {**model, "pruner": {**model["pruner"], **settings}}}
+
+
+def calibrated(
+    model: Detector,
+    loader: DataLoader,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> tuple[ByContent, ScoredSet]:
+    """Calibrates a detector's pruner on a data set.
+
+    Args:
+        model: its selector is ``threshold`` or ``mass``.
+        loader, device, progress: see `score_dataset`.
+
+    Returns:
+        The selector with its calibration, and the scores.
+
+    Raises:
+        ValueError: the selector has no setting to be found.
+    """
+    selector = model.pruner.selector
+    if not isinstance(selector, ByContent):
+        raise ValueError(
+            f"pruner.selector must be threshold or mass to be calibrated, got {selector}"
+        )
+    scored = score_dataset(model, loader, device=device, progress=progress)
+    return replace(selector, calibration=calibrate(selector, scored, model.pruner.halo)), scored
 
 
 @torch.no_grad()

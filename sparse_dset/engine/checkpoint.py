@@ -140,6 +140,11 @@ def load_detector(path: str | Path, *, trust: bool = False) -> Detector:
         RuntimeError: the weights do not fit the configuration.
     """
     checkpoint = load_checkpoint(path, trust=trust)
+    peer = checkpoint.get("config", {}).get("peer")
+    if peer is not None:
+        raise ValueError(
+            f"{path} holds the {peer} network that was trained to compare with, no Detector"
+        )
     if "model" not in checkpoint.get("config", {}):
         raise ValueError(
             f"{path} does not say which model it holds (no config.model); build one with "

@@ -1,4 +1,4 @@
-"""AdamW with one learning rate for new layers and one for the backbone, and its schedule."""
+"""AdamW with learning rates for new layers, the pruner and the backbone, and its schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class OptimConfig:
     """Settings of the optimizer and of the learning-rate schedule.
 
     Attributes:
-        lr: learning rate of everything but the backbone.
+        lr: learning rate of everything but the backbone and the pruner.
         backbone_factor: the backbone learns at ``lr * backbone_factor``.
         pruner_factor: the pruner learns at ``lr * pruner_factor``: it is small, new, and alone with
             its loss.

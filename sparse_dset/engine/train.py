@@ -104,7 +104,8 @@ class TrainConfig:
         freeze_statistics: once pruning sets in, BatchNorm normalises by its running statistics and
             leaves them as they are. Those of kept tokens differ from one keep ratio to the next,
             and no running average fits them all; frozen ones, of dense maps, are the same for
-            every ratio and every execution.
+            every ratio and every execution. They come from a warm-up or with the weights that
+            training starts from.
         sync_statistics: BatchNorm takes the statistics of all processes together.
         amp: ``off``, ``bf16`` or ``fp16`` (with loss scaling).
         clip_norm: largest gradient norm; None does not clip.

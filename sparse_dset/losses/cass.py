@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.losses.varifocal import negative_weight
 
 Shape = Literal["gaussian", "linear"]
 Kind = Literal["focal", "varifocal"]
@@ -130,6 +131,8 @@ class CassLoss(nn.Module):
     ) -> Tensor:
         """Returns the weighted loss, divided by what the targets sum up to (at least 1).
 
+        Where it is balanced, what draws towards the objects is divided by their number instead.
+
         Args:
             token_scores: logits ``[B, H, W]``.
             valid: bool ``[B, H, W]``, True = not padding.
@@ -143,12 +146,11 @@ class CassLoss(nn.Module):
         objects = objects * valid.unsqueeze(1)
         goal = objects.amax(dim=1)
         logits = token_scores.float().masked_fill(~valid, 0.0)
-        probability = logits.detach().sigmoid()
         total = goal.sum().clamp(min=1.0)
         if self.loss == "focal":
-            weight = (goal - probability).abs().pow(self.gamma) / total
+            weight = (goal - logits.detach().sigmoid()).abs().pow(self.gamma) / total
         else:
-            weight = self.alpha * probability.pow(self.gamma) * (1 - goal) / total
+            weight = negative_weight(logits, goal, self.alpha, self.gamma) / total
             weight = weight + (_shares(objects) if self.balanced else goal / total)
         entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
         return self.weight * (weight * entropy * valid).sum()

@@ -24,6 +24,10 @@ def varifocal_loss(
         float32, the shape of ``logits``.
     """
     logits, score, positive = logits.float(), score.float(), positive.float()
-    probability = logits.detach().sigmoid()
-    weight = alpha * probability.pow(gamma) * (1 - positive) + score
+    weight = negative_weight(logits, positive, alpha, gamma) + score
     return weight * F.binary_cross_entropy_with_logits(logits, score, reduction="none")
+
+
+def negative_weight(logits: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The weight of what is negative; see ``varifocal_loss``. Logits are float32."""
+    return alpha * logits.detach().sigmoid().pow(gamma) * (1 - positive)

@@ -18,6 +18,7 @@ from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
 from sparse_dset.models.fuse import fuse
 from sparse_dset.models.geometry import Geometry, pad_batch
 from sparse_dset.models.layers import FeatureMap
+from sparse_dset.models.modes import evaluation
 from sparse_dset.models.moe import RouterStats
 from sparse_dset.models.predict import Detections, Picture, predict
 from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
@@ -176,7 +177,7 @@ class Detector(nn.Module):
         teacher = None
         learns = padded_targets is not None and self.training and execution != "dense"
         if learns and self.losses.distills:
-            with torch.no_grad():
+            with torch.no_grad(), evaluation(self.backbone), evaluation(self.encoder):
                 teacher, _ = self._encode(early, None, valid, valid, "dense", geometry)
         memory = self.decoder.read(maps)
         output = self.decoder(memory, geometry, padded_targets)
@@ -262,6 +263,8 @@ class Detector(nn.Module):
         if not 0.0 <= progress <= 1.0:
             raise ValueError(f"progress must be in [0, 1], got {progress}")
         selector = self.pruner.selector
+        if not self.training:
+            selector = selector.by_image()
         if keep_ratio is not None and execution != "dense":
             selector = selector.with_keep_ratio(keep_ratio)
         return selector.relaxed(progress)

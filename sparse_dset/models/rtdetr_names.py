@@ -61,9 +61,7 @@ def place_rtdetr(released: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict
     return placed
 
 
-def spread_to_experts(
-    named: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def spread_to_experts(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames dense feed-forward layers to the experts that ``own`` has in their place.
 
     Every expert gets a copy; tensors that need no other name stay as they are.

@@ -355,6 +355,19 @@ def test_distillation_compares_kept_tokens_with_those_of_the_dense_network(
     assert float(losses["loss_distill"]) > 1e-4
     losses["loss_distill"].backward()
     assert model.encoder.fpn_blocks[0].conv1.conv.weight.grad.abs().sum() > 0
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for module in model.encoder.modules():
+        module.train()
+    model(images, targets, execution="dense")
+    with_teacher, without = (copy.deepcopy(model) for _ in range(2))
+    without.losses.distill = 0.0
+    for one in (with_teacher, without):
+        torch.manual_seed(0)
+        one(images, targets, execution=execution, keep_ratio=0.3)
+    buffers = dict(without.named_buffers())
+    assert any(not torch.equal(buffers[name], value) for name, value in before.items())
+    for name, value in with_teacher.named_buffers():
+        torch.testing.assert_close(value, buffers[name])  # the teacher leaves no trace
     assert "loss_distill" not in model(images, targets, execution="dense").losses
     assert "loss_distill" not in model.eval()(images, targets, execution=execution).losses
 

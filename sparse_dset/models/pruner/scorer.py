@@ -91,7 +91,10 @@ def score_by_norm(scorer: TokenScorer, features: Sequence[Tensor]) -> tuple[Tens
     """
     norms = {i: features[i].detach().norm(dim=1, keepdim=True) for i in scorer.levels}
     return tuple(
-        torch.stack([_pooled(norm, level - i)[:, 0] for i, norm in norms.items()]).mean(0).log()
+        torch.stack([_pooled(norm, level - i)[:, 0] for i, norm in norms.items()])
+        .mean(0)
+        .clamp(min=1e-6)
+        .log()
         for level in scorer.scored
     )
 

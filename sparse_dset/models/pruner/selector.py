@@ -73,6 +73,10 @@ class TokenSelector(ABC):
     def keeps_all(self) -> bool:
         """Whether every valid cell is kept, whatever the scores are."""
 
+    def by_image(self) -> TokenSelector:
+        """Returns the selector for evaluation: what an image keeps is its own affair."""
+        return self
+
     @abstractmethod
     def count(self, ranked: Tensor, sizes: Tensor) -> Tensor:
         """Returns how many cells each image keeps: int64 ``[B]``.
@@ -130,8 +134,12 @@ class BatchTopK(TopK):
     """Keeps a share of the tokens of a whole batch, the best ones wherever they are.
 
     For training: the count follows the content as with a calibrated threshold, at a keep ratio that
-    is known. What an image keeps depends on the others of its batch.
+    is known. What an image keeps depends on the others of its batch; in evaluation, where it must
+    not, every image keeps the same share.
     """
+
+    def by_image(self) -> TopK:
+        return TopK(self.min_tokens, self.max_tokens, self.keep_ratio)
 
     def count(self, ranked: Tensor, sizes: Tensor) -> Tensor:
         best_first = ranked.flatten().sort(descending=True, stable=True)
@@ -145,7 +153,7 @@ class ByContent(TokenSelector):
     """Keeps as many cells as an image's scores ask for, by a setting between 0 and 1.
 
     Attributes:
-        calibration: the settings that keep 0, ..., 100 % of a data set's cells on average, as many
+        calibration: the settings that keep 0, ..., 100 % of a data set's tokens on average, as many
             as there are steps and one more; empty: not calibrated.
     """
 

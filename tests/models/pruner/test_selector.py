@@ -53,6 +53,7 @@ def test_a_batch_shares_what_is_kept():
     valid = torch.ones(2, 6, dtype=torch.bool)
     for ratio, counts in ((0.3, [3, 1]), (0.5, [5, 1]), (0.1, [1, 1]), (1.0, [6, 6])):
         assert BatchTopK(keep_ratio=ratio)(scores, valid, ONE_EACH).sum(1).tolist() == counts
+    assert BatchTopK(2, 9, 0.3).by_image() == TopK(2, 9, 0.3)
     valid[0, 1:3] = False
     kept = BatchTopK(keep_ratio=0.3)(scores, valid, ONE_EACH)
     assert kept.sum(1).tolist() == [2, 1]
