@@ -173,8 +173,8 @@ def format_ablation(
         reference: the arm that the others are compared with.
     """
     measured = {_key(row): row for row in rows if row["kind"] == "ablation"}
-    columns = sorted({key[2:] for key in measured}, key=lambda c: (c[0] != "dense", -c[1]))
-    columns = list(dict.fromkeys("dense" if c[0] == "dense" else c[1] for c in columns))
+    ratios = {ratio for _, _, execution, ratio in measured if execution != "dense"}
+    columns: list[float | str] = ["dense", *sorted(ratios, reverse=True)]
     lines = []
     for arm in arms:
         cells = [_cell(measured, arm, column, metric, reference) for column in columns]

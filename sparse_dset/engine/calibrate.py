@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def calibrated(
             f"pruner.selector must be threshold or mass to be calibrated, got {selector}"
         )
     scored = score_dataset(model, loader, device=device, progress=progress)
-    return replace(selector, calibration=calibrate(selector, scored, model.pruner.halo)), scored
+    return selector.with_calibration(calibrate(selector, scored, model.pruner.halo)), scored
 
 
 @torch.no_grad()

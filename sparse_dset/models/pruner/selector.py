@@ -163,6 +163,10 @@ class ByContent(TokenSelector):
     def with_setting(self, value: float) -> ByContent:
         """Returns the selector with another setting."""
 
+    @abstractmethod
+    def with_calibration(self, calibration: tuple[float, ...]) -> ByContent:
+        """Returns the selector with a calibration."""
+
     def with_keep_ratio(self, keep_ratio: float) -> TokenSelector:
         """Returns the selector that keeps this share on average over the calibration's data.
 
@@ -206,6 +210,9 @@ class Threshold(ByContent):
     def with_setting(self, value: float) -> Threshold:
         return replace(self, threshold=value)
 
+    def with_calibration(self, calibration: tuple[float, ...]) -> Threshold:
+        return replace(self, calibration=calibration)
+
     def relaxed(self, progress: float) -> Threshold:
         threshold = progress * self.threshold
         return replace(self, threshold=threshold, max_tokens=self._cap(progress))
@@ -236,6 +243,9 @@ class Mass(ByContent):
 
     def with_setting(self, value: float) -> Mass:
         return replace(self, mass=value)
+
+    def with_calibration(self, calibration: tuple[float, ...]) -> Mass:
+        return replace(self, calibration=calibration)
 
     def relaxed(self, progress: float) -> Mass:
         mass = 1.0 - progress + progress * self.mass
