@@ -36,8 +36,10 @@ def test_parts(part, detector):
             assert {row["case"] for row in compare(case, warmup=1, repeats=1)} == {case.name}
 
 
-def test_training_steps_cost_less_memory_where_tokens_are_pruned(detector):
+def test_training_steps_cost_less_memory_where_tokens_are_pruned():
     pytest.importorskip("transformers")
+    # Hugging Face's needs as many tokens as queries.
+    detector = build_detector("r18", 3, ["model.image_size=[128,160]"], pretrained=False)
     with torch.no_grad():
         (case,) = kernel_cases.training_cases(detector, "r18", (0.2, 1.0), 2)
         rows = {row["arm"]: row for row in compare(case, warmup=1, repeats=1)}
