@@ -351,7 +351,7 @@ def test_distillation_compares_kept_tokens_with_those_of_the_dense_network(
     images, targets = _images(2), make_targets(2, 1)
     everything = model(images, targets, execution=execution, keep_ratio=1.0).losses
     assert float(everything["loss_distill"]) < 1e-12
-    losses = model(images, targets, execution=execution, keep_ratio=0.3).losses
+    losses = model(images, targets, execution=execution, keep_ratio=0.05).losses
     assert float(losses["loss_distill"]) > 1e-4
     losses["loss_distill"].backward()
     assert model.encoder.fpn_blocks[0].conv1.conv.weight.grad.abs().sum() > 0

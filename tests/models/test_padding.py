@@ -38,6 +38,10 @@ def _assert_same_as_alone(model, small, large, execution, atol):
                 assert int(kept[i].sum()) == int(own.sum())
             ours = torch.cat([together.pred_logits[i], together.pred_boxes[i]], -1)[real]
             theirs = torch.cat([alone.pred_logits[0], alone.pred_boxes[0]], -1)
+            if ours.dtype == torch.float32:  # queries of almost the same score may change places
+                nearest = (ours[:, None] - theirs).abs().amax(-1).argmin(1)
+                assert len(nearest.unique()) == len(theirs)
+                theirs = theirs[nearest]
             torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
 
 
