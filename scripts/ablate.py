@@ -71,8 +71,8 @@ def main(cfg: DictConfig) -> None:
     for seed in plain["seeds"]:
         for name in plain["only"] or arms:
             _run(arms[name], seed, plain, folder)
+            rows = read_rows(folder / "results.jsonl")
             for metric in metrics:
-                rows = read_rows(folder / "results.jsonl")
                 table = format_ablation(rows, list(arms), metric, next(iter(arms)))
                 (folder / f"{metric.replace('/', '_')}.md").write_text(table)
     for metric in metrics:

@@ -52,11 +52,6 @@ class Losses(nn.Module):
         self.balance_decoder = balance_decoder
         self.distill = distill
 
-    @property
-    def distills(self) -> bool:
-        """Whether ``distillation`` is asked for."""
-        return self.distill > 0
-
     def distillation(self, maps: Sequence[FeatureMap], teacher: Sequence[FeatureMap]) -> Tensor:
         """Returns the weighted mean squared distance of maps from the same maps of a teacher.
 

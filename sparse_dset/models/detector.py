@@ -176,7 +176,7 @@ class Detector(nn.Module):
         maps, router_stats = self._encode(early, scores, kept_masks, valid, execution, geometry)
         teacher = None
         learns = padded_targets is not None and self.training and execution != "dense"
-        if learns and self.losses.distills:
+        if learns and self.losses.distill:
             with torch.no_grad(), evaluation(self.backbone), evaluation(self.encoder):
                 teacher, _ = self._encode(early, None, valid, valid, "dense", geometry)
         memory = self.decoder.read(maps)

@@ -380,3 +380,13 @@ def test_sparse_and_masked_distil_alike(make_detector, make_targets):
         out = model(images, targets, execution=execution, keep_ratio=0.4)
         values.append(out.losses["loss_distill"])
     torch.testing.assert_close(*values)
+
+
+def test_a_share_of_the_batch_is_for_training_only(make_detector, make_targets):
+    model, images = make_detector("nano", "pruner.selector=batch"), _images(3)
+    images[0] = 0.0  # another kind of picture, with scores of its own
+    counts = model(images, execution="sparse", keep_ratio=0.4).num_kept[:, -1]
+    assert counts.unique().numel() == 1
+    trained = model.train()(images, make_targets(1, 1, 1), execution="sparse", keep_ratio=0.4)
+    assert trained.num_kept[:, -1].sum() == counts.sum()
+    assert trained.num_kept[:, -1].unique().numel() > 1
