@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/cpu/*)
 # torch-scatter is compiled against the installed torch: some minutes, once.
 $(VENV)/.ready-test: $(VENV)/.ready
 	@echo "compiling torch-scatter, which takes some minutes the first time ..."
-	$(VENV)/bin/pip install --no-build-isolation -e ".[all,test]"
+	$(VENV)/bin/pip install --no-build-isolation -e ".[all,sweep,test]"
 	touch $@
 
 setup: $(VENV)/.ready

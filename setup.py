@@ -11,7 +11,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-FOLDERS = [Path("conf"), *sorted(p for p in Path("conf").iterdir() if p.is_dir())]
+FOLDERS = [Path("conf"), *sorted(p for p in Path("conf").rglob("*") if p.is_dir())]
 CONF = [".".join(("sparse_dset", *folder.parts)) for folder in FOLDERS]
 
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from sparse_dset.analysis.ablation import (
 )
 from sparse_dset.analysis.table import read_rows
 from sparse_dset.config import check_command_line, check_config, compose_config
-from sparse_dset.engine.loggers import append_row, environment
+from sparse_dset.engine.loggers import append_row, environment, now
 
 _TRAIN = Path(__file__).with_name("train.py")
 
@@ -109,7 +108,7 @@ def _run(arm: AblationArm, seed: int, plain: dict[str, Any], folder: Path) -> No
         checkpoint = CalibratedCheckpoint(trained / "last.pt", arm.pruner, seed)
         for one in missing:
             row = checkpoint.measure(one, bootstrap=plain["bootstrap"])
-            when = {"time": time.strftime("%Y-%m-%dT%H:%M:%S")}
+            when = {"time": now()}
             told = {"environment": environment(torch.device("cpu"))}
             append_row(rows_file, {"kind": "ablation", **shared, **when, **row, **told})
             ap = row["metrics"]["AP"]

@@ -7,7 +7,6 @@ the validation data.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from sparse_dset.engine.calibrate import (
 from sparse_dset.engine.checkpoint import load_checkpoint, model_weights, replace_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.evaluate import evaluation_loader
-from sparse_dset.engine.loggers import append_row, environment
+from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.models.pruner import TopK, check_keep_ratio
 
 SHOWN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
@@ -72,7 +71,7 @@ def main(cfg: DictConfig) -> None:
         table.append([ratio, setting, *shares, None if halo else centres_kept(count, scored)])
     row = {
         "kind": "calibrate",
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "time": now(),
         "checkpoint": str(destination),
         "data": str(dataset.annotations),
         "selector": cfg.selector,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from sparse_dset.config import check_command_line, check_config
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.distributed import is_main, process_group
 from sparse_dset.engine.evaluate import AMP_DTYPES, evaluate, evaluation_loader
-from sparse_dset.engine.loggers import append_row, environment
+from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.models.pruner import TopK
 from sparse_dset.ops import resolve_backend
 
@@ -60,7 +59,7 @@ def main(cfg: DictConfig) -> None:
         )
         row = {
             "kind": "evaluate",
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "time": now(),
             "checkpoint": cfg.checkpoint,
             "data": str(dataset.annotations),
             "execution": execution,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from sparse_dset.analysis.scale import measure_scale, plot_scale, summarize
 from sparse_dset.analysis.table import markdown_table
 from sparse_dset.config import check_command_line, check_config
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
-from sparse_dset.engine.loggers import append_row
+from sparse_dset.engine.loggers import append_row, now
 
 
 def _check(plain: dict[str, Any]) -> None:
@@ -45,8 +44,7 @@ def main(cfg: DictConfig) -> None:
         warmup=cfg.warmup,
         repeats=cfg.repeats,
     ):
-        now = time.strftime("%Y-%m-%dT%H:%M:%S")
-        append_row(folder / "results.jsonl", {**row, "time": now, "checkpoint": cfg.checkpoint})
+        append_row(folder / "results.jsonl", {**row, "time": now(), "checkpoint": cfg.checkpoint})
         rows.append(row)
     plot_scale(rows, folder / "scale.png")
     print(f"one picture with {len(target['labels'])} objects on canvases of several widths\n")

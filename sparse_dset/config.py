@@ -12,6 +12,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -81,7 +82,7 @@ def check_command_line(
     name: str,
     validate: Callable[[dict[str, Any]], object] = lambda cfg: None,
     arguments: Sequence[str] | None = None,
-) -> None:
+) -> list[dict[str, Any]]:
     """Checks a script's command line, every value of a sweep included, before any job starts.
 
     Args:
@@ -89,12 +90,16 @@ def check_command_line(
         validate: called with each configuration; raises ValueError for one that makes no sense.
         arguments: default ``sys.argv[1:]``.
 
+    Returns:
+        The configurations that were checked: the first value of every sweep, then each other value
+        in turn; none where hydra is asked for something else, e.g. ``--help``.
+
     Raises:
         SystemExit: something is wrong; its message says what and names the nearest key.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
-        return  # --help, --cfg, --config-dir and so on are hydra's alone
+        return []  # --help, --cfg, --config-dir and so on are hydra's alone
     try:
         given = [_sweep_values(a) for a in arguments if "=" in a and not a.startswith("-")]
         first = [values[0] for values in given]
@@ -103,9 +108,12 @@ def check_command_line(
             for i, values in enumerate(given)
             for value in values[1:]
         ]
+        checked = []
         for overrides in jobs:
             cfg = compose_config(name, overrides, complete=True)
             validate(cfg)
+            checked.append(cfg)
+        return checked
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -126,11 +134,13 @@ def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _sweep_values(text: str) -> list[str]:
-    """An override, or one for each value of a sweep."""
+    """An override, or one for each value of a sweep; of an interval its ends."""
     (override,) = OverridesParser.create().parse_overrides([text])
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}", f"{key}={value.end}"]
     if not override.is_discrete_sweep():
         return [text]
-    key = override.get_key_element()
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 

@@ -292,7 +292,7 @@ def measure(
             calls,
             warmup=warmup,
             repeats=repeats,
-            synchronize=_synchronizer(device),
+            synchronize=synchronizer(device),
             before_round=take_next,
         )
         memory = {arm: _peak_memory_mib(calls[arm.name], device) for arm in arms}
@@ -450,7 +450,8 @@ def _call(model: Detector, current: list[Tensor], arm: Arm) -> Callable[[], Dete
     return call
 
 
-def _synchronizer(device: torch.device) -> Callable[[], None]:
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """Returns what waits until a device is idle."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return lambda: None

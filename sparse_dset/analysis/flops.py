@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sparse_dset.analysis.watch import watch
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.modes import evaluation
@@ -50,17 +52,12 @@ def count_flops(
     Raises:
         RuntimeError: something was multiplied outside these parts.
     """
-    parts = {name: Counter[Any]() for name in ("backbone", "pruner", "encoder", "neck", "decoder")}
+    parts = {name: Counter[Any]() for name in part_modules(model)}
     sampling = Counter[str]()
-    with ExitStack() as stack:
-        stack.enter_context(evaluation(model))
-        stack.enter_context(torch.no_grad())
-        # Fused attention kernels are operators that the counter may not know.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        counter = stack.enter_context(FlopCounterMode(display=False))
-        for name, modules in _modules(model).items():
+    with _counting(model) as counter, ExitStack() as stack:
+        for name, modules in part_modules(model).items():
             for module in modules:
-                stack.enter_context(_watch(module, counter, parts[name]))
+                stack.enter_context(watch(module, partial(_so_far, counter), parts[name]))
         for module in model.modules():
             if isinstance(module, MSDeformableAttention):
                 stack.enter_context(_watch_sampling(module, sampling))
@@ -80,7 +77,43 @@ def count_flops(
     return {name: count / 1e9 for name, count in flops.items()}
 
 
-def _modules(model: Detector) -> dict[str, list[nn.Module]]:
+def count_module_flops(
+    model: Detector, modules: Mapping[str, nn.Module], images: Tensor, **options: Any
+) -> dict[str, dict[str, float]]:
+    """Counts what some modules multiply during one forward pass in evaluation.
+
+    Args:
+        model: left as it was.
+        modules: of the model, by name; one may lie inside another.
+        images: see ``Detector.forward``, as are the options.
+
+    Returns:
+        GFLOPs of the whole batch per module and operator.
+    """
+    found = {name: Counter[Any]() for name in modules}
+    with _counting(model) as counter, ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(watch(module, partial(_so_far, counter), found[name]))
+        model(images, **options)
+    return {
+        name: {str(operator): count / 1e9 for operator, count in operators.items() if count}
+        for name, operators in found.items()
+    }
+
+
+@contextmanager
+def _counting(model: nn.Module) -> Iterator[FlopCounterMode]:
+    # Fused attention kernels are operators that the counter may not know.
+    with (
+        evaluation(model),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        yield counter
+
+
+def part_modules(model: Detector) -> dict[str, list[nn.Module]]:
     """Returns the modules of each part, of which none runs inside another's call."""
     encoder, decoder = model.encoder, model.decoder
     neck = (
@@ -96,20 +129,6 @@ def _modules(model: Detector) -> dict[str, list[nn.Module]]:
         "neck": [module for modules in neck for module in modules],
         "decoder": [*decoder.input_proj, decoder],  # the projections run before its forward
     }
-
-
-@contextmanager
-def _watch(module: nn.Module, counter: FlopCounterMode, operators: Counter[Any]) -> Iterator[None]:
-    """Adds what is counted during the module's calls to ``operators`` (FLOPs by operator)."""
-
-    def before(*_: Any) -> None:
-        operators.subtract(_so_far(counter))
-
-    def after(*_: Any) -> None:
-        operators.update(_so_far(counter))
-
-    with module.register_forward_pre_hook(before), module.register_forward_hook(after):
-        yield
 
 
 @contextmanager
@@ -139,5 +158,5 @@ def _check_complete(parts: dict[str, Counter[Any]], everything: Counter[Any]) ->
     if wrong:
         raise RuntimeError(
             "every product must fall into one part, but these FLOPs do not (negative: they fall "
-            f"into several): {wrong}; name the module that ran them in _modules"
+            f"into several): {wrong}; name the module that ran them in part_modules"
         )

@@ -32,6 +32,16 @@ _STYLES = {
     "sparse": _Style("#0072B2", "o"),
     "masked": _Style("#009E73", "^"),
 }
+PART_COLORS = {
+    "backbone": "#999999",
+    "pruner": "#CC79A7",
+    "encoder": "#E69F00",
+    "neck": "#56B4E9",
+    "decoder": "#009E73",
+    "rest": "#DDDDDD",
+}
+"""Of the parts of a detector, in the order in which they run."""
+
 _LABELS = {
     "AP": "AP (%)",
     "gflops": "GFLOPs per image",

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -36,6 +37,11 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def now() -> str:
+    """The local time, for a result row."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -28,7 +28,7 @@ from sparse_dset.engine import distributed
 from sparse_dset.engine.checkpoint import load_checkpoint, save_checkpoint
 from sparse_dset.engine.ema import ModelEMA
 from sparse_dset.engine.evaluate import AMP_DTYPES, Precision, evaluate, evaluation_loader
-from sparse_dset.engine.loggers import append_row, environment
+from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.engine.optim import OptimConfig, build_optimizer, build_scheduler
 from sparse_dset.engine.randomness import (
     SeededDataset,
@@ -522,7 +522,7 @@ class Trainer:
             "kind": "epoch",
             "epoch": epoch,
             "step": self.step,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "time": now(),
             "train": train,
             "val": metrics,
             "skipped_steps": self.skipped_steps,

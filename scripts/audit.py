@@ -1,0 +1,82 @@
+"""Tells where the compute goes, part by part, and what each step of pruning saves.
+
+``python scripts/audit.py model=r18 size=[736,1280] keep_ratios=[0.7]``
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from sparse_dset.analysis.audit import (
+    CLAIMED_SETTING,
+    audit,
+    audit_steps,
+    compare_with_claims,
+)
+from sparse_dset.analysis.audit_report import format_audit, plot_audit
+from sparse_dset.analysis.benchmark import Arm, plan_arms
+from sparse_dset.analysis.subject import open_subject
+from sparse_dset.config import check_command_line, check_config
+from sparse_dset.engine.distributed import process_group
+from sparse_dset.engine.loggers import append_row, now
+
+
+def _check(plain: dict[str, Any]) -> None:
+    plan_arms(plain["executions"], plain["keep_ratios"])
+    if plain["size"] is not None and (len(plain["size"]) != 2 or min(plain["size"]) < 32):
+        raise ValueError(f"size must be [height, width], 32 or more each, got {plain['size']}")
+    for name in ("batch_size", "depth", "repeats"):
+        if plain[name] < 1:
+            raise ValueError(f"{name} must be 1 or more, got {plain[name]}")
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="audit")
+def main(cfg: DictConfig) -> None:
+    """Audits, prints the tables, and writes rows, tables, JSON and a picture."""
+    plain = check_config(cfg)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    torch.manual_seed(0)
+    arms = dict.fromkeys([Arm("dense"), *plan_arms(plain["executions"], plain["keep_ratios"])])
+    folder = Path(cfg.output_dir)
+    with process_group(cfg.device) as device:
+        subject = open_subject(plain, plain["size"], cfg.batch_size, device)
+        described = (subject.model, subject.config, subject.images)
+        rows = audit(
+            *described, list(arms), depth=cfg.depth, warmup=cfg.warmup, repeats=cfg.repeats
+        )
+        steps = [
+            step
+            for keep_ratio in plain["keep_ratios"]
+            for step in audit_steps(*described, keep_ratio)
+        ]
+        backbone, size = subject.config["model"]["backbone"], tuple(subject.images.shape[-2:])
+        claims = []
+        if (backbone.get("depth"), size) == CLAIMED_SETTING:
+            claims = compare_with_claims(subject.model, subject.images)
+        setup = subject.describe(plain)
+    shared = {"setup": setup, "time": now()}
+    for kind, some in (("audit", rows), ("audit_step", steps), ("claim", claims)):
+        for row in some:
+            append_row(folder / "results.jsonl", {"kind": kind, **shared, **row})
+    title = f"{setup['model']}, {setup['size'][0]}x{setup['size'][1]}, {setup['device']}, "
+    title += f"CPU threads: {setup['threads']}"
+    text = f"# Audit of {title}\n\n{format_audit(rows, steps, claims)}"
+    print(f"\n{text}")
+    (folder / "audit.md").write_text(text, encoding="utf-8")
+    everything = {**shared, "rows": rows, "steps": steps, "claims": claims}
+    (folder / "audit.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+    first = [step for step in steps if step["keep_ratio"] == plain["keep_ratios"][0]]
+    plot_audit(rows, first, folder / "audit.png", f"{title}, steps at {first[0]['keep_ratio']:g}")
+    print(f"rows, tables, JSON and picture: {folder}")
+
+
+if __name__ == "__main__":
+    check_command_line("audit", _check)
+    main()

@@ -1,0 +1,58 @@
+"""Sweeps over keep ratios, executions, models, sizes and seeds; each job is a row on the disk.
+
+``python scripts/sweep.py checkpoint=x.pt execution=dense_scatter,sparse pruner.keep_ratio=0.1,0.3``
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from sparse_dset.analysis.plot import plot_results
+from sparse_dset.analysis.sweep import failed_jobs, finished_jobs, job_settings, run_job
+from sparse_dset.analysis.table import format_table, read_rows
+from sparse_dset.config import check_command_line
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="sweep")
+def main(cfg: DictConfig) -> float | tuple[float, ...]:
+    """Runs one job."""
+    return run_job(cfg)
+
+
+def _report(folder: Path) -> None:
+    """Prints and writes a table, and draws a plot, per setup; names the jobs that failed."""
+    file = folder / "results.jsonl"
+    rows = read_rows(file) if file.exists() else []
+    done = list(finished_jobs(rows).values())
+    setups = [row["setup"] for row in done]
+    for number, setup in enumerate(s for i, s in enumerate(setups) if s not in setups[:i]):
+        own = [row for row in done if row["setup"] == setup]
+        name = f"{setup['model']}, {setup['size'][0]}x{setup['size'][1]}, seed {setup['seed']}"
+        table = f"{name}\n\n{format_table(own)}"
+        print(f"\n{table}")
+        (folder / f"table_{number}.md").write_text(table, encoding="utf-8")
+        plot_results(own, folder / f"plot_{number}.png", title=name)
+    for row in failed_jobs(rows):
+        print(f"failed: {' '.join(row['overrides'])}: {row['error']}", file=sys.stderr)
+    print(f"rows: {file}; resume=true runs what is missing or failed")
+
+
+if __name__ == "__main__":
+    jobs = check_command_line("sweep", job_settings)
+    if not jobs:
+        main()  # --help and the like
+    else:
+        output = Path(jobs[0]["output_dir"])
+        # Two sweeps that start in the same second have folders of their own for hydra's files.
+        own = output / "jobs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
+        sys.argv.append(f"hydra.sweep.dir={own}")
+        try:
+            main()
+        finally:
+            _report(output)

@@ -1,0 +1,352 @@
+"""Where the compute goes: each part computed, counted and measured, and what each step saves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_dset.analysis.benchmark import Arm, synchronizer
+from sparse_dset.analysis.closed_form import closed_form_flops
+from sparse_dset.analysis.flops import count_flops, count_module_flops, part_modules
+from sparse_dset.analysis.profile import (
+    Run,
+    called_modules,
+    count_parameters,
+    log_operators,
+    time_groups,
+)
+from sparse_dset.config import build_from_config, compose_config
+from sparse_dset.engine.loggers import environment
+from sparse_dset.models.detector import Detector, DetectorOutput
+from sparse_dset.models.modes import evaluation
+
+PARTS = ("backbone", "pruner", "encoder", "neck", "decoder")
+
+FORMS = ("published", "inference")
+"""The network as published, and what ``Detector.fuse`` makes of it by exact algebra."""
+
+_LATE = {
+    "stage": "s5",
+    "levels": ["s5"],
+    "local": 0,
+    "context": 1,
+    "finest": "s5",
+    "scatter_levels": ["s5"],
+}
+"""DSET's decision: after the backbone, by a scorer that sees stride 32 alone."""
+
+_LEVELS = ("s3", "s4", "s5")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One arm in one form, on a batch."""
+
+    form: str
+    arm: Arm
+    model: Detector
+    images: Tensor
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the forward pass is told."""
+        ratio = None if self.arm.execution == "dense" else self.arm.keep_ratio
+        return {"execution": self.arm.execution, "keep_ratio": ratio}
+
+    @torch.inference_mode()
+    def run(self) -> DetectorOutput:
+        return self.model(self.images, **self.options)
+
+
+def audit(
+    model: Detector,
+    config: Mapping[str, Any],
+    images: Tensor,
+    arms: Sequence[Arm],
+    *,
+    depth: int = 4,
+    warmup: int = 2,
+    repeats: int = 7,
+) -> list[dict[str, Any]]:
+    """Audits arms of a detector, each in both ``FORMS``.
+
+    Args:
+        model: left as it was.
+        config: what ``model`` was built from.
+        images: ``[B, 3, H, W]`` in [0, 1], on the model's device.
+        arms: executions and keep ratios.
+        depth: of the modules that are listed, how many parts their names have at most.
+        warmup, repeats: rounds of timing, in which all arms and forms take turns.
+
+    Returns:
+        A row per form and arm:
+
+        - ``parts``: of each of ``PARTS`` ``gflops`` (counted) and ``gflops_computed`` (by the
+          closed form; None for the inference form, and where the backbone has none), both per
+          image, ``ms`` per batch, ``parameters``, and ``mib_moved`` per image (inputs and outputs
+          of every operator);
+        - ``total``: the same of the whole forward pass, which is more than the parts only in its
+          ``ms`` (masks, tables of neighbours) and ``mib_moved``;
+        - ``sampling_gflops``, which no counter counts, see ``count_flops``;
+        - ``modules``: the same but ``gflops_computed`` by name, inner modules included;
+        - ``uncounted``: ``calls`` and ``bytes`` of the operators that no FLOP counter knows;
+        - ``kept``: the share of the tokens on each level, and how all was measured.
+    """
+    with evaluation(model), torch.no_grad():
+        forms = dict(zip(FORMS, (model, copy.deepcopy(model).fuse()), strict=True))
+        subjects = [_Subject(form, arm, forms[form], images) for form in forms for arm in arms]
+        groups = [_groups(subject, depth) for subject in subjects]
+        times = time_groups(
+            [Run(part_modules(s.model), s.run) for s in subjects],
+            warmup=warmup,
+            repeats=repeats,
+            synchronize=synchronizer(images.device),
+        )
+        inner_times = time_groups(
+            [Run(own, s.run) for s, own in zip(subjects, groups, strict=True)],
+            warmup=warmup,
+            repeats=repeats,
+            synchronize=synchronizer(images.device),
+        )
+        return [
+            {
+                **_row(subject, config, own, part_ms, module_ms),
+                "warmup": warmup,
+                "repeats": repeats,
+                "environment": environment(images.device),
+            }
+            for subject, own, part_ms, module_ms in zip(
+                subjects, groups, times, inner_times, strict=True
+            )
+        ]
+
+
+def _groups(subject: _Subject, depth: int) -> dict[str, list[nn.Module]]:
+    found = called_modules(subject.model, depth, subject.images, **subject.options)
+    return {name: [module] for name, module in found.items()}
+
+
+def _row(
+    subject: _Subject,
+    config: Mapping[str, Any],
+    groups: Mapping[str, list[nn.Module]],
+    part_ms: Mapping[str, float],
+    module_ms: Mapping[str, float],
+) -> dict[str, Any]:
+    model, images, options = subject.model, subject.images, subject.options
+    batch = len(images)
+    out = subject.run()
+    counted = by_part(count_flops(model, images, **options))
+    computed = _computed(subject, config, out)
+    parts = part_modules(model)
+    everything = [module for modules in parts.values() for module in modules]
+    moved, log = log_operators(model, {**groups, **parts}, images, **options)
+    flops = count_module_flops(
+        model, {name: module for name, (module,) in groups.items()}, images, **options
+    )
+
+    def costs(name: str, gflops: float, ms: float, modules: Sequence[nn.Module]) -> dict[str, Any]:
+        return {
+            "gflops": gflops / batch,
+            "ms": ms,
+            "parameters": count_parameters(modules),
+            "mib_moved": moved.get(name, log.bytes.total()) / batch / 2**20,
+        }
+
+    return {
+        "form": subject.form,
+        "execution": subject.arm.execution,
+        "keep_ratio": subject.arm.keep_ratio,
+        "kept": dict(zip(_LEVELS, _shares(out), strict=True)),
+        "image_size": list(images.shape[-2:]),
+        "batch_size": batch,
+        "parts": {
+            part: {
+                **costs(part, counted[part], part_ms[part], parts[part]),
+                "gflops_computed": computed and computed[part] / batch,
+            }
+            for part in PARTS
+        },
+        "total": {
+            # Not the whole model: some heads are for training alone.
+            **costs("total", counted["total"], part_ms["total"], everything),
+            "gflops_computed": computed and computed["total"] / batch,
+        },
+        "sampling_gflops": counted["sampling"] / batch,
+        "modules": {
+            name: costs(name, sum(flops[name].values()), module_ms[name], modules)
+            for name, modules in groups.items()
+        },
+        "uncounted": log.uncounted(),
+        "backend": out.backend,
+    }
+
+
+def by_part(flops: Mapping[str, float]) -> dict[str, float]:
+    """Takes the scorer out of the encoder, of which ``count_flops`` makes it a part."""
+    return {**flops, "encoder": flops["encoder"] - flops["pruner"]}
+
+
+def _computed(
+    subject: _Subject, config: Mapping[str, Any], out: DetectorOutput
+) -> dict[str, float] | None:
+    if subject.form == "inference":
+        return None
+    try:
+        return by_part(closed_form_flops(config, out.kept, subject.arm.execution))
+    except ValueError:  # a backbone whose arithmetic is not written down
+        return None
+
+
+def _shares(out: DetectorOutput) -> list[float]:
+    return (out.num_kept.sum(0) / out.num_tokens.sum(0)).tolist()
+
+
+@torch.no_grad()
+def audit_steps(
+    model: Detector, config: Mapping[str, Any], images: Tensor, keep_ratio: float
+) -> list[dict[str, Any]]:
+    """Counts what is left after each step from zero-filled pruning to an early decision.
+
+    All steps keep the tokens that ``model`` keeps; the scorer of each is counted too.
+
+    Args:
+        model, config, images: see `audit`.
+        keep_ratio: in (0, 1].
+
+    Returns:
+        A row per step: ``step``, ``keep_ratio``, ``kept``, ``gflops`` per image, by part, with
+        their ``total``, and ``gflops_saved``, the share of the dense total. Rows whose step starts
+        with "floor" keep a single cell of stride 32: what no pruning removes. The sparse neck alone
+        is no execution of its own: its parts are those of two. There are no rows of an early
+        decision where the backbone cannot be run in two parts.
+    """
+    with evaluation(model):
+        kept = model(images, execution="sparse", keep_ratio=keep_ratio).kept
+    one = _one_cell(kept)
+    late = _Counter(config, {**config["model"]["pruner"], **_LATE}, images)
+    fused = late.fused()
+    dense, sparse = late.count("dense", kept), late.count("sparse", kept)
+    steps = {
+        "dense": dense,
+        "stride 32 pruned, zero-filled": late.count("dense_scatter", kept),
+        "sparse neck": {**sparse, "decoder": dense["decoder"]},
+        "sparse decoder": sparse,
+        "exact algebra": fused.count("sparse", kept),
+    }
+    floors = {"floor, late decision": fused.count("sparse", one)}
+    early = _Counter(config, _early_pruner(model, config), images).fused()
+    try:
+        steps["early decision"] = early.count("sparse", kept)
+        floors["floor, early decision"] = early.count("sparse", one)
+    except ValueError:
+        pass
+    shares = [float(mask.float().mean()) for mask in kept]
+    return [
+        {
+            "step": name,
+            "keep_ratio": keep_ratio,
+            "kept": dict(zip(_LEVELS, shares, strict=True)),
+            "image_size": list(images.shape[-2:]),
+            "gflops": {**parts, "total": sum(parts.values())},
+            "gflops_saved": 1.0 - sum(parts.values()) / sum(dense.values()),
+        }
+        for name, parts in {**steps, **floors}.items()
+    ]
+
+
+def _early_pruner(model: Detector, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    if model.pruner.is_early:
+        return config["model"]["pruner"]
+    return compose_config("detector", ["pruner=early"])["model"]["pruner"]
+
+
+def _one_cell(kept: Sequence[Tensor]) -> list[Tensor]:
+    masks = [torch.zeros_like(mask) for mask in kept]
+    for mask, side in zip(masks, (4, 2, 1), strict=True):
+        mask[:, :side, :side] = True
+    return masks
+
+
+class _Counter:
+    """Counts the parts of a network with random weights, with forced tokens and its scorer."""
+
+    def __init__(
+        self, config: Mapping[str, Any], pruner: Mapping[str, Any], images: Tensor
+    ) -> None:
+        settings = {**pruner, "selector": "topk", "calibration": None, "score_by": "learned"}
+        model = {**config["model"], "pruner": settings}
+        self.model = build_from_config({"model": model}, pretrained=False).eval()
+        self.model.to(images.device)
+        self.images = images
+
+    def fused(self) -> _Counter:
+        """Returns the same of the inference form."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model).fuse()
+        return other
+
+    def count(self, execution: str, kept: Sequence[Tensor]) -> dict[str, float]:
+        """Returns GFLOPs per image of each of ``PARTS``."""
+        forced = by_part(count_flops(self.model, self.images, execution=execution, kept=kept))
+        scored = count_flops(self.model, self.images, execution=execution, keep_ratio=0.5)
+        return {part: forced[part] / len(self.images) for part in PARTS} | {
+            "pruner": scored["pruner"] / len(self.images)
+        }
+
+
+CLAIMED_SETTING = (18, (736, 1280))
+"""Depth of the ResNet and image size of the published audit."""
+
+_CLAIMED = {
+    "attention within stride 32, without its projections": 867.0,
+    "feed-forward part of the encoder": 472.0,
+    "FPN and PAN": 45.0,
+    "value projections of the decoder": 12.0,
+    "backbone": None,
+    "whole network": 1400.0,
+}
+"""GFLOPs, as a public audit of DSET gives them."""
+
+CLAIMED_SAVING = 0.48
+"""The share of all compute that it says is saved at keep ratio 0.7."""
+
+
+@torch.no_grad()
+def compare_with_claims(model: Detector, images: Tensor) -> list[dict[str, Any]]:
+    """Sets the figures of the published audit beside those that are counted.
+
+    Args:
+        model, images: see `audit`, in the published setting.
+
+    Returns:
+        Per part: ``part``, ``claimed`` (GFLOPs, None: left out there) and ``counted``, of the dense
+        execution, per image.
+    """
+    names = {
+        part: f"encoder.encoder.0.layers.0.{part}" for part in ("self_attn", "linear1", "linear2")
+    }
+    for i in range(len(model.decoder.decoder.layers)):
+        names[f"value {i}"] = f"decoder.decoder.layers.{i}.cross_attn.value_proj"
+    modules = {part: model.get_submodule(name) for part, name in names.items()}
+    flops = count_module_flops(model, modules, images, execution="dense")
+    sums = {name: sum(operators.values()) for name, operators in flops.items()}
+    pairs = [gflops for name, gflops in flops["self_attn"].items() if "bmm" in name]
+    whole = by_part(count_flops(model, images, execution="dense"))
+    counted = [
+        sum(pairs),
+        sums["linear1"] + sums["linear2"],
+        whole["neck"],
+        sum(gflops for name, gflops in sums.items() if name.startswith("value")),
+        whole["backbone"],
+        whole["total"],
+    ]
+    return [
+        {"part": part, "claimed": claimed, "counted": gflops / len(images)}
+        for (part, claimed), gflops in zip(_CLAIMED.items(), counted, strict=True)
+    ]

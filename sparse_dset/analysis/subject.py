@@ -1,0 +1,134 @@
+"""What a script measures: a detector and the images it sees, as the command line describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from torch import Tensor
+
+from sparse_dset.analysis.benchmark import find_validation_set, sample_images
+from sparse_dset.config import build_from_config
+from sparse_dset.data.coco import CocoDetection
+from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
+from sparse_dset.models.detector import Detector
+from sparse_dset.models.pruner import ByContent
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A detector and images.
+
+    Attributes:
+        model: in evaluation.
+        config: what describes it.
+        dataset: where the images come from; None: they are random.
+        images: ``[N, 3, H, W]`` in [0, 1], on the model's device.
+    """
+
+    model: Detector
+    config: dict[str, Any]
+    dataset: CocoDetection | None
+    images: Tensor
+
+    def describe(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what rows say of it: rows of the same setup can be compared.
+
+        Args:
+            plain: the configuration that it was opened from.
+        """
+        return {
+            "model": model_name(plain["checkpoint"]),
+            "overrides": " ".join(model_overrides()),
+            "data": str(self.dataset.annotations) if self.dataset else "random images",
+            "size": list(self.images.shape[-2:]),
+            "batch_size": plain["batch_size"],
+            "threads": torch.get_num_threads(),
+            "device": str(self.images.device),
+            "backend": self.model.backend,
+        }
+
+
+def open_subject(
+    plain: dict[str, Any], size: Sequence[int] | None, num_images: int, device: torch.device
+) -> Subject:
+    """Opens a detector and images of its data set, or random ones where it has none.
+
+    Args:
+        plain: a composed configuration with ``checkpoint``, ``model``, ``ops``, ``batch_size`` and
+            perhaps ``data``.
+        size: (height, width); None: of the data, or of the model.
+        num_images: how many images of a data set; of random ones there is one batch.
+        device: where both go.
+
+    Raises:
+        ValueError: there are a checkpoint and settings of another model, or the detector cannot be
+            told a keep ratio.
+    """
+    model, config = open_detector(plain)
+    check_takes_keep_ratios(model)
+    dataset = find_validation_set(plain.get("data"), config, size)
+    if dataset is None:
+        images = torch.rand(plain["batch_size"], 3, *(size or model.image_size))
+    else:
+        images = sample_images(dataset, num_images, size)
+    return Subject(model.to(device).eval(), config, dataset, images.to(device))
+
+
+def open_detector(plain: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:
+    """Opens the checkpoint, or builds a detector with random weights.
+
+    Returns:
+        The detector, and the configuration that describes it. One with random weights keeps every
+        token unless a forward pass is told a keep ratio.
+
+    Raises:
+        ValueError: there are a checkpoint and settings of another model.
+    """
+    if plain["checkpoint"] is None:
+        settings = {**plain["model"], "pruner": {**plain["model"]["pruner"], "keep_ratio": 1.0}}
+        config = {"model": settings}
+        model = build_from_config(config, pretrained=False)
+    elif model_overrides():
+        raise ValueError(
+            f"the model is the one of {plain['checkpoint']}; leave out {model_overrides()}"
+        )
+    else:
+        model = load_detector(plain["checkpoint"])
+        config = load_checkpoint(plain["checkpoint"])["config"]
+    for setting in ("backend", "algorithm"):
+        if plain["ops"][setting] != "auto":
+            setattr(model, setting, plain["ops"][setting])
+    return model, config
+
+
+def check_takes_keep_ratios(model: Detector) -> None:
+    """Refuses a detector that keeps what its content asks for, and nobody knows how much that is.
+
+    Raises:
+        ValueError: it is one.
+    """
+    selector = model.pruner.selector
+    if isinstance(selector, ByContent) and not selector.calibration:
+        raise ValueError(
+            "keep ratios need pruner.selector=topk or a checkpoint that scripts/calibrate.py has "
+            "seen"
+        )
+
+
+def model_overrides() -> list[str]:
+    """Returns what the command line says about the model, but for the keep ratio."""
+    return [
+        text
+        for text in HydraConfig.get().overrides.task
+        if text.lstrip("+~").split("=")[0].split(".")[0] in ("model", "pruner", "losses")
+        and not text.startswith("pruner.keep_ratio=")
+    ]
+
+
+def model_name(checkpoint: str | None) -> str:
+    """Returns the checkpoint, or the name of the model that the command line chose."""
+    return checkpoint or HydraConfig.get().runtime.choices["model"]

@@ -1,0 +1,185 @@
+"""One job of a sweep: what makes it the same job, its row, and what became of all jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import to_absolute_path
+from omegaconf import DictConfig, OmegaConf
+
+from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, evaluate_arm, measure
+from sparse_dset.analysis.subject import open_subject
+from sparse_dset.analysis.table import Row, read_rows
+from sparse_dset.config import check_config
+from sparse_dset.engine.distributed import process_group
+from sparse_dset.engine.loggers import append_row, now
+
+_HOW_TO_RUN = ("output_dir", "resume", "objectives")
+"""Settings that do not change what a job measures."""
+
+_PATHS = ("output_dir", "checkpoint", "data.root")
+
+
+def with_absolute_paths(cfg: DictConfig) -> DictConfig:
+    """Returns a job's configuration with paths that hold wherever a launcher runs it.
+
+    Relative ones count from the folder in which the sweep was started.
+    """
+    cfg = cfg.copy()
+    for key in _PATHS:
+        value = OmegaConf.select(cfg, key)
+        if value is not None:
+            OmegaConf.update(cfg, key, to_absolute_path(str(value)))
+    return cfg
+
+
+def job_id(plain: Mapping[str, Any]) -> str:
+    """Returns a name for what a job measures: the same settings and checkpoint, the same name.
+
+    Args:
+        plain: the job's configuration.
+    """
+    settings = {key: value for key, value in plain.items() if key not in _HOW_TO_RUN}
+    checkpoint = plain["checkpoint"]
+    if checkpoint is not None and Path(checkpoint).exists():
+        settings["checkpoint"] = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_job(cfg: DictConfig) -> float | tuple[float, ...]:
+    """Measures what one job asks for and writes its row, or the row that says why there is none.
+
+    Args:
+        cfg: of conf/sweep.yaml.
+
+    Returns:
+        The objectives of the row, for sweepers that look for better ones.
+
+    Raises:
+        Exception: whatever went wrong, after its row is written.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    plain = check_config(with_absolute_paths(cfg))
+    file = Path(plain["output_dir"]) / "results.jsonl"
+    job = job_id(plain)
+    shared = {"job": job, "overrides": overrides}
+    if plain["resume"] and file.exists():
+        done = finished_jobs(read_rows(file))
+        if job in done:
+            print(f"{job} is there already: {' '.join(overrides)}", flush=True)
+            return read_objectives(done[job], plain["objectives"])
+    try:
+        row = {**shared, "time": now(), **measure_job(plain)}
+    except BaseException as error:
+        why = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        append_row(file, {"kind": "failed", **shared, "time": now(), **why})
+        raise
+    append_row(file, {"kind": "sweep", **row})
+    print(f"{job} is done: {' '.join(overrides)}", flush=True)
+    return read_objectives(row, plain["objectives"])
+
+
+def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
+    """Returns the row of `measure` of one execution, timed in turns with ``dense``, and its AP.
+
+    Args:
+        plain: the job's configuration.
+    """
+    config = job_settings(plain)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions as exact as matrix products
+    torch.manual_seed(plain["seed"])
+    arm = Arm(plain["execution"], config.keep_ratios[0])
+    with process_group(plain["device"]) as device:
+        num_images = -(-config.images // config.batch_size) * config.batch_size
+        subject = open_subject(plain, config.size, num_images, device)
+        rows = measure(
+            subject.model,
+            subject.images.split(config.batch_size),
+            list(dict.fromkeys([Arm("dense"), arm])),
+            warmup=config.warmup,
+            repeats=config.repeats,
+            fuse=config.fuse,
+        )
+        row = {
+            "setup": {**subject.describe(plain), "fused": config.fuse, "seed": plain["seed"]},
+            **rows[-1],
+        }
+        if config.evaluate and plain["checkpoint"] is not None and subject.dataset is not None:
+            row["metrics"] = evaluate_arm(
+                subject.model,
+                subject.dataset,
+                arm,
+                batch_size=plain["eval_batch_size"],
+                device=device,
+            )
+    return row
+
+
+def job_settings(plain: Mapping[str, Any]) -> BenchmarkConfig:
+    """Reads and checks what a job's configuration says of the measurement.
+
+    Raises:
+        ValueError: something is out of range.
+    """
+    execution = plain["execution"]
+    return BenchmarkConfig(
+        executions=(execution,),
+        keep_ratios=(1.0 if execution == "dense" else plain["pruner"]["keep_ratio"],),
+        size=plain["size"],
+        batch_size=plain["batch_size"],
+        images=plain["images"],
+        threads=plain["threads"],
+        warmup=plain["warmup"],
+        repeats=plain["repeats"],
+        evaluate=plain["evaluate"],
+        fuse=plain["fuse"],
+    )
+
+
+def finished_jobs(rows: Sequence[Row]) -> dict[str, Row]:
+    """Returns the last row of each job that has one."""
+    return {row["job"]: row for row in rows if row["kind"] == "sweep"}
+
+
+def failed_jobs(rows: Sequence[Row]) -> list[Row]:
+    """Returns the last failure of each command line that has not succeeded later."""
+    last = {
+        tuple(text for text in row["overrides"] if not text.startswith("resume=")): row
+        for row in rows
+        if row["kind"] in ("sweep", "failed")
+    }
+    return [row for row in last.values() if row["kind"] == "failed"]
+
+
+def read_objectives(row: Row, names: Sequence[str]) -> float | tuple[float, ...]:
+    """Returns what a sweeper optimises.
+
+    Args:
+        row: of a job.
+        names: keys of the row, through nested ones with dots, e.g. "latency_ms.median".
+
+    Raises:
+        ValueError: the row lacks one, e.g. AP without data.
+    """
+    values = []
+    for name in names:
+        value: Any = row
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is None:
+            raise ValueError(
+                f"objectives names {name!r}, which this job did not measure: its row has "
+                f"{', '.join(row)}"
+            )
+        values.append(float(value))
+    return values[0] if len(values) == 1 else tuple(values)
