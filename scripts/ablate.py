@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from sparse_dset.analysis.ablation import (
     AblationArm,
     CalibratedCheckpoint,
-    format_ablation,
+    ablation_table,
     read_arms,
 )
 from sparse_dset.analysis.table import read_rows
@@ -72,8 +72,8 @@ def main(cfg: DictConfig) -> None:
             _run(arms[name], seed, plain, folder)
             rows = read_rows(folder / "results.jsonl")
             for metric in metrics:
-                table = format_ablation(rows, list(arms), metric, next(iter(arms)))
-                (folder / f"{metric.replace('/', '_')}.md").write_text(table)
+                table = ablation_table(rows, list(arms), metric, next(iter(arms))).markdown()
+                (folder / f"{metric.replace('/', '_')}.md").write_text(f"{table}\n")
     for metric in metrics:
         path = folder / f"{metric.replace('/', '_')}.md"
         print(f"\n{metric}, in points; difference from {next(iter(arms))} [95 % of the images]\n")

@@ -13,8 +13,12 @@ import torch
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import open_validation_set, plan_arms
-from sparse_dset.analysis.scale import measure_scale, plot_scale, summarize
-from sparse_dset.analysis.table import markdown_table
+from sparse_dset.analysis.scale import (
+    measure_scale,
+    measured_table,
+    plot_scale,
+    summary_table,
+)
 from sparse_dset.config import check_command_line, check_config
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.loggers import append_row, now
@@ -48,22 +52,7 @@ def main(cfg: DictConfig) -> None:
         rows.append(row)
     plot_scale(rows, folder / "scale.png")
     print(f"one picture with {len(target['labels'])} objects on canvases of several widths\n")
-    cells = [
-        [str(r["width"]), r["execution"], str(r["kept_cells"]), f"{r['latency_ms']['median']:.1f}"]
-        for r in rows
-    ]
-    print(markdown_table(["width", "execution", "kept cells", "ms"], cells))
-    names = ["execution", "time grows by", "exponent of pixels", "ms per further megapixel"]
-    sums = [
-        [
-            s["execution"],
-            f"{s['growth']:.2f}x",
-            f"{s['exponent']:.2f}",
-            f"{s['ms_per_megapixel']:.1f}",
-        ]
-        for s in summarize(rows)
-    ]
-    print(markdown_table(names, sums))
+    print(f"{measured_table(rows).markdown()}\n\n{summary_table(rows).markdown()}")
     print(f"rows and plot: {folder}")
 
 

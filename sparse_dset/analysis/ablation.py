@@ -12,7 +12,7 @@ import torch
 
 from sparse_dset.analysis.benchmark import Arm, open_validation_set, sample_images
 from sparse_dset.analysis.flops import count_flops
-from sparse_dset.analysis.table import MISSING, markdown_table
+from sparse_dset.analysis.table import MISSING, Table
 from sparse_dset.config import build_from_config
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.calibrate import calibrated, centres_kept, kept_tokens, with_pruner
@@ -158,10 +158,10 @@ def _check_ended(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
         )
 
 
-def format_ablation(
+def ablation_table(
     rows: Sequence[Mapping[str, Any]], arms: Sequence[str], metric: str, reference: str
-) -> str:
-    """Returns a Markdown table: a line per arm, a column per measurement.
+) -> Table:
+    """Returns a table with a line per arm and a column per measurement.
 
     A cell holds the metric in points, the mean over the seeds, and its difference from the
     reference with the 95 % interval of the images' bootstrap.
@@ -181,7 +181,7 @@ def format_ablation(
         if any(cell != MISSING for cell in cells):
             lines.append([arm, *cells])
     header = ["arm", *("dense" if c == "dense" else f"keep {c:g}" for c in columns)]
-    return markdown_table(header, lines) + "\n"
+    return Table(header, lines)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, int, str, float]:

@@ -20,6 +20,7 @@ from sparse_dset.analysis.profile import (
     log_operators,
     time_groups,
 )
+from sparse_dset.analysis.table import LEVELS, by_part
 from sparse_dset.config import build_from_config, compose_config
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector, DetectorOutput
@@ -39,8 +40,6 @@ _LATE = {
     "scatter_levels": ["s5"],
 }
 """DSET's decision: after the backbone, by a scorer that sees stride 32 alone."""
-
-_LEVELS = ("s3", "s4", "s5")
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _row(
         "form": subject.form,
         "execution": subject.arm.execution,
         "keep_ratio": subject.arm.keep_ratio,
-        "kept": dict(zip(_LEVELS, _shares(out), strict=True)),
+        "kept": dict(zip(LEVELS, _shares(out), strict=True)),
         "image_size": list(images.shape[-2:]),
         "batch_size": batch,
         "parts": {
@@ -185,11 +184,6 @@ def _row(
         "uncounted": log.uncounted(),
         "backend": out.backend,
     }
-
-
-def by_part(flops: Mapping[str, float]) -> dict[str, float]:
-    """Takes the scorer out of the encoder, of which ``count_flops`` makes it a part."""
-    return {**flops, "encoder": flops["encoder"] - flops["pruner"]}
 
 
 def _computed(
@@ -251,7 +245,7 @@ def audit_steps(
         {
             "step": name,
             "keep_ratio": keep_ratio,
-            "kept": dict(zip(_LEVELS, shares, strict=True)),
+            "kept": dict(zip(LEVELS, shares, strict=True)),
             "image_size": list(images.shape[-2:]),
             "gflops": {**parts, "total": sum(parts.values())},
             "gflops_saved": 1.0 - sum(parts.values()) / sum(dense.values()),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from sparse_dset.analysis.audit import CLAIMED_SAVING, FORMS, PARTS
-from sparse_dset.analysis.plot import PART_COLORS
-from sparse_dset.analysis.table import MISSING, Row, markdown_table
+from sparse_dset.analysis.plot import draw_bars
+from sparse_dset.analysis.table import MISSING, Row, Table, arm_name, markdown_table, with_rest
 
 _NUM_MODULES = 20
 _NUM_OPERATORS = 15
@@ -28,15 +27,6 @@ EXPLANATION = (
 )
 
 
-def arm_name(row: Row) -> str:
-    """Names the execution and, where it prunes, the keep ratio."""
-    return (
-        row["execution"]
-        if row["execution"] == "dense"
-        else f"{row['execution']}@{row['keep_ratio']:g}"
-    )
-
-
 def format_audit(rows: Sequence[Row], steps: Sequence[Row], claims: Sequence[Row] = ()) -> str:
     """Returns Markdown: steps, the published audit's figures if given, parts, modules, operators.
 
@@ -45,11 +35,11 @@ def format_audit(rows: Sequence[Row], steps: Sequence[Row], claims: Sequence[Row
         steps: of `audit_steps`, of one or more keep ratios.
         claims: of `compare_with_claims`.
     """
-    sections = [("What each step saves", format_steps(steps))]
+    sections = [("What each step saves", steps_table(steps).markdown())]
     if claims:
         sections.append(("The published audit", _format_claims(claims, steps)))
     sections += [
-        ("Parts", format_parts(rows)),
+        ("Parts", parts_table(rows).markdown()),
         ("Modules of the published form, inner ones included", _format_modules(rows)),
         ("Operators that no counter counts, in the published form", _format_uncounted(rows)),
     ]
@@ -57,7 +47,7 @@ def format_audit(rows: Sequence[Row], steps: Sequence[Row], claims: Sequence[Row
     return f"{text}\n\n{EXPLANATION}\n"
 
 
-def format_steps(steps: Sequence[Row]) -> str:
+def steps_table(steps: Sequence[Row]) -> Table:
     """Returns a table of GFLOPs by part, a line per step and keep ratio."""
     header = ["step", "keep ratio", "scorer", *(p for p in PARTS if p != "pruner")]
     lines = []
@@ -73,7 +63,7 @@ def format_steps(steps: Sequence[Row]) -> str:
                 f"{1 / (1 - row['gflops_saved']):.2f}x",
             ]
         )
-    return markdown_table([*header, "GFLOPs", "saved %", "of dense"], lines)
+    return Table([*header, "GFLOPs", "saved %", "of dense"], lines)
 
 
 def _format_claims(claims: Sequence[Row], steps: Sequence[Row]) -> str:
@@ -92,7 +82,7 @@ def _format_claims(claims: Sequence[Row], steps: Sequence[Row]) -> str:
     return markdown_table(["part", "GFLOPs as published", "counted"], lines)
 
 
-def format_parts(rows: Sequence[Row]) -> str:
+def parts_table(rows: Sequence[Row]) -> Table:
     """Returns a table with a line per form, arm and part."""
     header = ["form", "arm", "part", "computed", "counted", "GMACs", "share %", "ms", "time %"]
     lines = []
@@ -117,7 +107,7 @@ def format_parts(rows: Sequence[Row]) -> str:
                     f"{costs['mib_moved']:.0f}" if "mib_moved" in costs else MISSING,
                 ]
             )
-    return markdown_table([*header, "parameters M", "MiB moved"], lines)
+    return Table([*header, "parameters M", "MiB moved"], lines)
 
 
 def _format_modules(rows: Sequence[Row]) -> str:
@@ -183,19 +173,44 @@ def plot_audit(rows: Sequence[Row], steps: Sequence[Row], path: str | Path, titl
         path: the picture to write (png, pdf or svg, by its ending).
         title: over all.
     """
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1])
+    figure = audit_figure(rows, steps)
+    figure.suptitle(title, fontsize=11)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def audit_figure(rows: Sequence[Row], steps: Sequence[Row]) -> Figure:
+    """Returns the figure of `plot_audit`; without rows, of the steps alone."""
+    panels = 2 if rows else 1
+    figure = Figure(figsize=(6.5 * panels, 5), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_steps(axes[0], steps)
+    if rows:
+        names = [f"{arm_name(row)} {row['form']}" for row in rows]
+        times = [
+            {part: costs["ms"] for part, costs in row["parts"].items()}
+            | {"total": row["total"]["ms"]}
+            for row in rows
+        ]
+        draw_bars(axes[1], names, [with_rest(one) for one in times])
+        axes[1].set_ylabel("ms per batch")
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _draw_steps(axes: Axes, steps: Sequence[Row]) -> None:
     bars = [row for row in steps if not row["step"].startswith("floor")]
-    _draw_bars(left, [row["step"] for row in bars], [row["gflops"] for row in bars])
-    left.set_ylabel("GFLOPs per image")
+    draw_bars(axes, [row["step"] for row in bars], [row["gflops"] for row in bars])
+    axes.set_ylabel("GFLOPs per image")
     dense = bars[0]["gflops"]["total"]
     for row in steps:
         if row["step"].startswith("floor"):
             floor = row["gflops"]["total"]
-            left.axhline(floor, color="0.25", linewidth=1, linestyle=(0, (4, 3)))
-            text = f"{row['step']}: at most {dense / floor:.2f}x less"
-            label = left.annotate(
-                text,
+            axes.axhline(floor, color="0.25", linewidth=1, linestyle=(0, (4, 3)))
+            label = axes.annotate(
+                f"{row['step']}: at most {dense / floor:.2f}x less",
                 (len(bars) - 0.5, floor),
                 xytext=(0, 3),
                 textcoords="offset points",
@@ -203,31 +218,3 @@ def plot_audit(rows: Sequence[Row], steps: Sequence[Row], path: str | Path, titl
                 fontsize=8,
             )
             label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
-    names = [f"{arm_name(row)} {row['form']}" for row in rows]
-    times = [{part: costs["ms"] for part, costs in row["parts"].items()} for row in rows]
-    for one, row in zip(times, rows, strict=True):
-        one["rest"] = row["total"]["ms"] - sum(one.values())
-        one["total"] = row["total"]["ms"]
-    _draw_bars(right, names, times)
-    right.set_ylabel("ms per batch")
-    handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(title, fontsize=11)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-
-
-def _draw_bars(axes: Axes, names: Sequence[str], bars: Sequence[Mapping[str, float]]) -> None:
-    bottom = [0.0] * len(bars)
-    for part, color in PART_COLORS.items():
-        if any(part in bar for bar in bars):
-            heights = [max(bar.get(part, 0.0), 0.0) for bar in bars]
-            axes.bar(range(len(bars)), heights, bottom=bottom, color=color, label=part, width=0.7)
-            bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
-    for x, bar in enumerate(bars):
-        axes.annotate(f"{bar['total']:.4g}", (x, bottom[x]), ha="center", va="bottom", fontsize=9)
-    wrapped = ["\n".join(textwrap.wrap(name, 14)) for name in names]
-    axes.set_xticks(range(len(bars)), wrapped, fontsize=8)
-    axes.set_ylim(0, 1.1 * max(bottom))
-    axes.spines[["top", "right"]].set_visible(False)

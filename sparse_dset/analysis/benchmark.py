@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from sparse_dset.analysis.flops import count_flops, part_modules
+from sparse_dset.analysis.profile import Run, time_groups
+from sparse_dset.analysis.table import LEVELS
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
@@ -30,9 +33,10 @@ LARGEST_DIFFERENCE = 1e-3
 
 TARGETS = ("model", "peers", "training", "ops", "neck", "decoder")
 
-_LEVELS = ("s3", "s4", "s5")
 
 _PLAIN = "plain dense"
+
+_PART_REPEATS = 9
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,8 @@ def measure(
         A row of plain values per arm, in order: ``execution``, ``keep_ratio`` (asked), ``kept``
         (share of the tokens of each level, counted), ``gflops`` (per image, by part, 1 MAC = 2
         FLOPs; the mean over the batches), ``gflops_saved`` (share of the dense total),
-        ``latency_ms`` (median, p10, p90 of one forward pass of a batch), ``speedup`` over dense (of
+        ``latency_ms`` (median, p10, p90 of one forward pass of a batch), ``part_ms`` (by part, and
+        ``total``; from fewer passes, with clocks inside), ``speedup`` over dense (of
         the same batch; the median over the rounds), ``speedup_over_plain`` (over the dense
         execution of the network as published; with ``fuse`` only), ``max_difference`` (of this
         execution from dense where nothing is pruned), ``peak_memory_mib`` (None on a CPU), and how
@@ -257,8 +262,6 @@ def measure(
         RuntimeError: an execution disagrees with ``dense`` at keep ratio 1, or an arm did not keep
             as many tokens as asked; nothing was timed.
     """
-    from sparse_dset.analysis.flops import count_flops
-
     if not arms or arms[0].execution != "dense":
         raise ValueError(f"the first arm must be dense, got {[arm.name for arm in arms]}")
     device = batches[0].device
@@ -296,6 +299,14 @@ def measure(
             before_round=take_next,
         )
         memory = {arm: _peak_memory_mib(calls[arm.name], device) for arm in arms}
+        parts = part_modules(runs)
+        part_ms = time_groups(
+            [Run(parts, calls[arm.name]) for arm in arms],
+            warmup=1,
+            repeats=min(repeats, _PART_REPEATS),
+            synchronize=synchronizer(device),
+            before_round=take_next,
+        )
     finally:
         model.train(was_training)
     dense_total = gflops[arms[0]]["total"]
@@ -307,6 +318,7 @@ def measure(
             "gflops": gflops[arm],
             "gflops_saved": 1.0 - gflops[arm]["total"] / dense_total,
             "latency_ms": milliseconds(latencies[arm.name]),
+            "part_ms": part_ms[i],
             "speedup": 1.0 / latencies[arm.name].ratio,
             "speedup_over_plain": latencies[arm.name].speedup_over(latencies[_PLAIN])
             if fuse
@@ -323,7 +335,7 @@ def measure(
             "fused": fuse,
             "environment": environment(device),
         }
-        for arm in arms
+        for i, arm in enumerate(arms)
     ]
 
 
@@ -467,7 +479,7 @@ def _algorithms(output: DetectorOutput) -> dict[str, str] | None:
         return None
     return {
         level: chosen_algorithm(Support.from_mask(mask), 128, 128)
-        for level, mask in zip(_LEVELS, output.kept, strict=True)
+        for level, mask in zip(LEVELS, output.kept, strict=True)
     }
 
 
@@ -518,7 +530,7 @@ def _count_kept(model: Detector, arm: Arm, outputs: Sequence[DetectorOutput]) ->
     """
     kept = torch.cat([out.num_kept for out in outputs]).double().cpu()
     tokens = torch.cat([out.num_tokens for out in outputs]).double().cpu()
-    shares = dict(zip(_LEVELS, (kept.sum(0) / tokens.sum(0)).tolist(), strict=True))
+    shares = dict(zip(LEVELS, (kept.sum(0) / tokens.sum(0)).tolist(), strict=True))
     asked, selector = tokens[:, -1], model.pruner.selector
     if _prunes_coarsest(model, arm):
         free = isinstance(selector, ByContent) or len(model.pruner.scorer.scored) > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_dset.analysis.benchmark import measure_latency, milliseconds
+from sparse_dset.analysis.table import MISSING, Table
 from sparse_dset.engine.loggers import environment
 
 
@@ -93,11 +94,18 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
 
 
 def format_comparisons(rows: list[dict[str, Any]], header: bool = True) -> str:
-    """Returns a Markdown table of rows of ``compare``; the memory only where it was counted."""
+    """Returns rows of ``compare`` as lines of a Markdown table."""
+    table = comparisons_table(rows)
+    heading = [table.header, ["---"] * len(table.header)] if header else []
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [*heading, *table.lines])
+
+
+def comparisons_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns a table of rows of ``compare``; the memory only where it was counted."""
     columns = ["case", "arm", "ms", "speed-up", "of ideal", "error", "saved MiB"]
     trains = any(row["saved_mib"] is not None for row in rows)
     shown = columns if trains else columns[:-1]
-    lines = [shown, ["---"] * len(shown)] if header else []
+    lines = []
     for row in rows:
         ms = row["latency_ms"]
         cells = [
@@ -105,12 +113,12 @@ def format_comparisons(rows: list[dict[str, Any]], header: bool = True) -> str:
             row["arm"],
             f"{ms['median']:.3g} [{ms['p10']:.3g}-{ms['p90']:.3g}]",
             f"{row['speedup']:.2f}x",
-            "-" if row["of_ideal"] is None else f"{row['of_ideal']:.2f}",
-            "-" if row["error"] is None else f"{row['error']:.0e}",
-            "-" if row["saved_mib"] is None else f"{row['saved_mib']:.0f}",
+            MISSING if row["of_ideal"] is None else f"{row['of_ideal']:.2f}",
+            MISSING if row["error"] is None else f"{row['error']:.0e}",
+            MISSING if row["saved_mib"] is None else f"{row['saved_mib']:.0f}",
         ]
         lines.append(cells[: len(shown)])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return Table(shown, lines)
 
 
 def _saved_mib(arm: Callable[..., object], inputs: tuple[Any, ...]) -> float:

@@ -43,6 +43,7 @@ def time_groups(
     warmup: int,
     repeats: int,
     synchronize: Callable[[], None] = lambda: None,
+    before_round: Callable[[], object] = lambda: None,
 ) -> list[dict[str, float]]:
     """Times groups of modules within forward passes that take turns.
 
@@ -51,6 +52,7 @@ def time_groups(
         warmup: rounds that are not counted.
         repeats: rounds that are counted.
         synchronize: waits until the device is idle; called on both ends of every timing.
+        before_round: called before every round, off the clock.
 
     Returns:
         Per run the milliseconds of each group, inner modules included, and ``total``; medians over
@@ -61,6 +63,7 @@ def time_groups(
     samples: list[list[dict[str, float]]] = [[] for _ in runs]
     for turn in range(warmup + repeats):
         shuffle(order)
+        before_round()
         for index in order:
             times = _time_once(runs[index], synchronize)
             if turn >= warmup:

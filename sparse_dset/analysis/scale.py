@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sparse_dset.analysis.benchmark import measure_latency, milliseconds
+from sparse_dset.analysis.table import Table
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector
 
@@ -95,7 +96,7 @@ def measure_scale(
             }
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns per execution: ``exponent``, ``growth`` (last time over first), and
     ``ms_per_megapixel``, what each further megapixel costs."""
     found = []
@@ -116,8 +117,37 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def plot_scale(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
+def measured_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns a table with a line per width and execution."""
+    lines = [
+        [str(r["width"]), r["execution"], str(r["kept_cells"]), f"{r['latency_ms']['median']:.1f}"]
+        for r in rows
+    ]
+    return Table(["width", "execution", "kept cells", "ms"], lines)
+
+
+def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns a table with a line per execution: how its time grows."""
+    lines = [
+        [
+            one["execution"],
+            f"{one['growth']:.2f}x",
+            f"{one['exponent']:.2f}",
+            f"{one['ms_per_megapixel']:.1f}",
+        ]
+        for one in summarize(rows)
+    ]
+    header = ["execution", "time grows by", "exponent of pixels", "ms per further megapixel"]
+    return Table(header, lines)
+
+
+def plot_scale(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draws time against pixels, both logarithmic."""
+    scale_figure(rows).savefig(path, dpi=150)
+
+
+def scale_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Returns the figure of `plot_scale`."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
     for one in summarize(rows):
@@ -133,4 +163,4 @@ def plot_scale(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     axes.set_ylabel("latency of a forward pass (ms)")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    return figure

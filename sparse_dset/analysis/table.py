@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sparse_dset.models.detector import EXECUTIONS
 
 Row = Mapping[str, Any]
 MISSING = "-"
+LEVELS = ("s3", "s4", "s5")
 
 EXPLANATION = (
     "keep ratio: share of tokens asked for; kept: share that was counted on strides 8/16/32 of the "
@@ -42,6 +44,23 @@ def latest(rows: Sequence[Row]) -> list[Row]:
     return [newest[key] for key in order]
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        header: a name per column.
+        lines: as many cells as there are columns.
+    """
+
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Returns it with padded cells; columns but the first are set to the right."""
+        return markdown_table(self.header, self.lines)
+
+
 def format_table(rows: Sequence[Row], *, class_name: str = "car") -> str:
     """Returns a Markdown table, one line per execution and keep ratio, and what its columns mean.
 
@@ -54,14 +73,16 @@ def format_table(rows: Sequence[Row], *, class_name: str = "car") -> str:
     Raises:
         ValueError: no rows.
     """
+    return f"{results_table(rows, class_name=class_name).markdown()}\n\n{EXPLANATION}\n"
+
+
+def results_table(rows: Sequence[Row], *, class_name: str = "car") -> Table:
+    """Returns the table of `format_table`."""
     if not rows:
         raise ValueError("a table needs at least one row")
     cells = [_cells(row, class_name) for row in latest(rows)]
     columns = [name for name in cells[0] if any(line[name] != MISSING for line in cells)]
-    return (
-        markdown_table(columns, [[line[name] for name in columns] for line in cells])
-        + f"\n\n{EXPLANATION}\n"
-    )
+    return Table(columns, [[line[name] for name in columns] for line in cells])
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -99,14 +120,38 @@ def _cells(row: Row, class_name: str) -> dict[str, str]:
     }
 
 
-def kept_text(row: Row) -> str:
-    """The counted share of each level in percent: of the evaluated images, else of the batch."""
+def arm_name(row: Row) -> str:
+    """Names the execution and, where it prunes, the keep ratio."""
+    if row["execution"] == "dense":
+        return "dense"
+    return f"{row['execution']}@{row['keep_ratio']:g}"
+
+
+def by_part(gflops: Mapping[str, float]) -> dict[str, float]:
+    """Takes the scorer out of the encoder, of which ``count_flops`` makes it a part."""
+    return {**gflops, "encoder": gflops["encoder"] - gflops["pruner"]}
+
+
+def with_rest(part_ms: Mapping[str, float]) -> dict[str, float]:
+    """Adds ``rest``, what ``total`` holds beyond the parts."""
+    parts = sum(ms for name, ms in part_ms.items() if name != "total")
+    return {**part_ms, "rest": part_ms["total"] - parts}
+
+
+def kept_shares(row: Row) -> dict[str, float]:
+    """The counted share of each level: of the evaluated images, else of the batch."""
     metrics = row.get("metrics") or {}
-    levels = ("s3", "s4", "s5")
-    shares = [metrics.get(f"kept_{level}") for level in levels]
-    if None in shares:
-        shares = [row.get("kept", {}).get(level) for level in levels]
-    return "/".join(MISSING if share is None else f"{100 * share:.0f}" for share in shares)
+    if all(f"kept_{level}" in metrics for level in LEVELS):
+        return {level: metrics[f"kept_{level}"] for level in LEVELS}
+    return dict(row.get("kept", {}))
+
+
+def kept_text(row: Row) -> str:
+    """The counted shares in percent."""
+    shares = kept_shares(row)
+    return "/".join(
+        MISSING if shares.get(level) is None else f"{100 * shares[level]:.0f}" for level in LEVELS
+    )
 
 
 def _latency_text(latency: Mapping[str, float]) -> str:

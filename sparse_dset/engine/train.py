@@ -456,11 +456,12 @@ class Trainer:
         return norm
 
     def _first_bad_gradient(self) -> str:
-        return next(
+        bad = (
             name
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         )
+        return next(bad, "all parameters together (of none alone: it is too large)")
 
     def _progress(self) -> float:
         return self.config.pruning.progress(self.step / self.steps_per_epoch)

@@ -20,7 +20,7 @@ from sparse_dset.models.decoder.queries import cell_boxes, take_rows
 from sparse_dset.models.geometry import Geometry
 from sparse_dset.models.layers import FeatureMap
 from sparse_dset.models.moe import RouterStats
-from sparse_dset.structures import MaskedMap, SparseMap
+from sparse_dset.structures import MaskedMap, SparseMap, Support
 
 
 class Losses(nn.Module):
@@ -53,7 +53,7 @@ class Losses(nn.Module):
         self.distill = distill
 
     def distillation(self, maps: Sequence[FeatureMap], teacher: Sequence[FeatureMap]) -> Tensor:
-        """Returns the weighted mean squared distance of maps from the same maps of a teacher.
+        """Returns the weighted distance of maps from the same maps of a teacher, in [0, 2] times it.
 
         Args:
             maps: of the levels, with features for the sites that they hold.
@@ -117,13 +117,19 @@ class Losses(nn.Module):
 
 
 def _distance(own: FeatureMap, teacher: FeatureMap) -> Tensor:
+    """One less the cosine between the features of a site, the mean over the sites of ``own``.
+
+    The teacher is the network that learns, and changes with it. Distances that grow with the
+    features would let both grow without end.
+    """
     dense = teacher.tensor if isinstance(teacher, MaskedMap) else teacher
     assert isinstance(dense, Tensor)
     if isinstance(own, Tensor):
-        return F.mse_loss(own.float(), dense.float())
-    there = SparseMap.from_dense(dense, own.support).features.float()
+        own = SparseMap.from_dense(own, Support.full(len(own), *own.shape[-2:], own.device))
+    there = SparseMap.from_dense(dense, own.support).features
     rows = own if isinstance(own, SparseMap) else SparseMap.from_dense(own.tensor, own.support)
-    return (rows.features.float() - there).square().sum() / max(there.numel(), 1)
+    cosine = F.cosine_similarity(rows.features.float(), there.float(), dim=1)
+    return (1.0 - cosine).sum() / max(len(there), 1)
 
 
 def _balance(stats: Sequence[RouterStats]) -> Tensor:

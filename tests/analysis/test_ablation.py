@@ -12,7 +12,7 @@ import torch
 from sparse_dset.analysis.ablation import (
     AblationArm,
     CalibratedCheckpoint,
-    format_ablation,
+    ablation_table,
     read_arms,
 )
 from sparse_dset.analysis.benchmark import Arm
@@ -78,7 +78,7 @@ def test_the_table_holds_means_differences_and_paired_intervals():
         _row("unknown", 0, "sparse", 0.5, None, []),
         {"kind": "failed", "arm": "broken", "seed": 0, "error": "x"},
     ]
-    table = format_ablation(rows, ["base", "other", "broken", "unknown"], "AP", "base")
+    table = ablation_table(rows, ["base", "other", "broken", "unknown"], "AP", "base").markdown()
     lines = [re.split(r"\s*\|\s*", line.strip("| ")) for line in table.strip().splitlines()]
     assert lines[0] == ["arm", "dense", "keep 0.5"]
     assert lines[2] == ["base", "40.0", "31.0"]

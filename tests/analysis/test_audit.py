@@ -19,7 +19,7 @@ from sparse_dset.analysis.audit import (
     audit_steps,
     compare_with_claims,
 )
-from sparse_dset.analysis.audit_report import format_audit, format_steps, plot_audit
+from sparse_dset.analysis.audit_report import format_audit, plot_audit, steps_table
 from sparse_dset.analysis.benchmark import Arm
 from sparse_dset.analysis.flops import count_flops
 from sparse_dset.config import build_from_config, compose_config
@@ -174,8 +174,7 @@ def test_tables_and_picture(tmp_path):
         "computed",
     ):
         assert expected in text
-    first = format_steps(steps).splitlines()[2]
-    assert first.startswith("| dense ")
+    assert steps_table(steps).lines[0][0] == "dense"
     plot_audit(_nano_rows(), steps, tmp_path / "audit.png", "a title")
     assert (tmp_path / "audit.png").stat().st_size > 20_000
 

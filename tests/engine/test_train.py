@@ -239,6 +239,15 @@ def test_a_loss_that_is_not_finite_names_the_term_and_the_images(
     assert all(value.isfinite().all() for value in kept["model"].values())
 
 
+def test_gradients_that_are_too_large_together_are_told(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer()
+    trainer.model.box_head.bias.register_hook(lambda grad: torch.full_like(grad, 3e38))
+    with pytest.raises(RuntimeError, match="all parameters together"):
+        trainer.fit()
+
+
 def test_a_gradient_that_is_not_finite_names_the_parameter(
     make_trainer: Callable[..., Trainer],
 ) -> None:

@@ -1,0 +1,38 @@
+"""Makes one page of result rows: ``python scripts/report.py rows=runs/benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from sparse_dset.analysis.report import make_report, read_all
+from sparse_dset.config import check_command_line, check_config
+
+
+def _paths(plain: dict[str, Any]) -> list[str]:
+    return [plain["rows"]] if isinstance(plain["rows"], str) else list(plain["rows"])
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="report")
+def main(cfg: DictConfig) -> None:
+    """Reads the rows and writes report.html, report.md and the pictures of the latter."""
+    plain = check_config(cfg)
+    report = make_report(read_all(_paths(plain)), plain["title"], plain["class_name"])
+    folder = Path(plain["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.html").write_text(report.html(), encoding="utf-8")
+    (folder / "report.md").write_text(report.markdown(), encoding="utf-8")
+    for section in report.sections:
+        for picture in section.figures:
+            (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
+        for finding in section.findings:
+            print(finding)
+    print(f"report: {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    check_command_line("report", _paths)
+    main()

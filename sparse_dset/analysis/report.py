@@ -1,0 +1,391 @@
+"""One page that tells what result rows say: HTML that needs no other file, and Markdown."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from sparse_dset.analysis.ablation import ablation_table
+from sparse_dset.analysis.audit_report import EXPLANATION as AUDIT_EXPLANATION
+from sparse_dset.analysis.audit_report import audit_figure, parts_table, steps_table
+from sparse_dset.analysis.comparison import comparisons_table
+from sparse_dset.analysis.plot import (
+    kept_figure,
+    pareto_front,
+    parts_figure,
+    results_figure,
+)
+from sparse_dset.analysis.scale import measured_table, scale_figure, summary_table
+from sparse_dset.analysis.table import EXPLANATION, Row, Table, latest, read_rows, results_table
+
+MOST_AP_LOST = 0.005
+"""How much AP a row may lose to be called as good as dense."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure.
+
+    Attributes:
+        name: of a file that holds it.
+        svg: an ``<svg>`` element.
+        caption: what it shows.
+    """
+
+    name: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What rows of one kind and setup say.
+
+    Attributes:
+        title: of the section.
+        findings: sentences to read first.
+        figures: pictures.
+        tables: with a caption each.
+        notes: what the columns mean.
+        settings: how and where it was measured.
+    """
+
+    title: str
+    findings: Sequence[str] = ()
+    figures: Sequence[Picture] = ()
+    tables: Sequence[tuple[str, Table]] = ()
+    notes: Sequence[str] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A title and sections, which become one page."""
+
+    title: str
+    sections: Sequence[Section]
+
+    def html(self) -> str:
+        """Returns the page, which loads nothing."""
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        return environment.get_template("report.html.j2").render(report=self)
+
+    def markdown(self) -> str:
+        """Returns the same as Markdown; pictures are files named after them, ``name.svg``."""
+        lines = [f"# {self.title}"]
+        for section in self.sections:
+            lines.append(f"## {section.title}")
+            lines += [f"> {finding}" for finding in section.findings]
+            lines += [f"![{p.caption}]({p.name}.svg)" for p in section.figures]
+            for caption, table in section.tables:
+                lines += [f"### {caption}", table.markdown()]
+            lines += section.notes
+            if section.settings:
+                lines.append("\n".join(f"- {k}: {v}" for k, v in section.settings.items()))
+        return "\n\n".join(lines) + "\n"
+
+
+def read_all(paths: Iterable[str | Path]) -> list[Row]:
+    """Reads the rows of files, and of all ``*.jsonl`` files under folders.
+
+    Raises:
+        FileNotFoundError: a path is not there, or a folder has no such files.
+    """
+    rows: list[Row] = []
+    for path in map(Path, paths):
+        files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+        if not files or not path.exists():
+            raise FileNotFoundError(f"there are no result rows (*.jsonl) at {path}")
+        for file in files:
+            rows += read_rows(file)
+    return rows
+
+
+def make_report(rows: Sequence[Row], title: str, class_name: str = "car") -> Report:
+    """Makes a report of rows of any kind, a section per kind and setup.
+
+    Args:
+        rows: as scripts write them; of two alike the later one counts. Kinds that have no section
+            (training, evaluation, ...) are left out and counted.
+        title: of the page.
+        class_name: whose AP gets a column of its own, where it was measured.
+
+    Raises:
+        ValueError: no row has a section.
+    """
+    makers: dict[str, Callable[[Sequence[Row], str, str], Section]] = {
+        "benchmark": _benchmark_section,
+        "sweep": _benchmark_section,
+        "audit": _audit_section,
+        "audit_step": _steps_section,
+        "ablation": _ablation_section,
+        "scale": _scale_section,
+        "comparison": _comparison_section,
+    }
+    groups: dict[tuple[str, str], list[Row]] = {}
+    left_out = 0
+    for row in rows:
+        if row.get("kind") in makers:
+            groups.setdefault((row["kind"], _setup_key(row)), []).append(row)
+        else:
+            left_out += 1
+    if not groups:
+        raise ValueError(
+            f"none of {len(rows)} rows can be shown; kinds that can are {', '.join(makers)}"
+        )
+    sections = [
+        makers[kind](own, f"{kind}_{number}", class_name)
+        for number, ((kind, _), own) in enumerate(groups.items())
+    ]
+    if left_out:
+        sections.append(Section("Left out", notes=[f"{left_out} rows of other kinds."]))
+    return Report(title, sections)
+
+
+def _setup_key(row: Row) -> str:
+    if row["kind"] == "ablation":
+        return json.dumps(row["base"])
+    if row["kind"] == "comparison":
+        return row["target"]
+    return json.dumps(row.get("setup") or row.get("checkpoint"), sort_keys=True)
+
+
+def _benchmark_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
+    rows = latest(rows)
+    setup = rows[0]["setup"]
+    pictures = [
+        Picture(
+            f"{name}_results",
+            _svg(results_figure(rows)),
+            "Each point is an execution at a keep ratio.",
+        )
+    ]
+    if all("part_ms" in row for row in rows):
+        caption = "Where the compute and the time go. Rest: masks, tables of neighbours, gathering."
+        pictures.append(Picture(f"{name}_parts", _svg(parts_figure(rows)), caption))
+    pictures += [
+        Picture(
+            f"{name}_kept_{execution}",
+            _svg(kept_figure(rows, execution)),
+            f"What {execution} keeps on each level; the grey line is what was asked.",
+        )
+        for execution in dict.fromkeys(row["execution"] for row in rows)
+        if execution not in ("dense", "dense_scatter")
+    ]
+    height, width = setup["size"]
+    return Section(
+        f"{setup['model']}, {width} x {height} pixels",
+        findings=[*describe_saving(rows), *describe_break_even(rows)],
+        figures=pictures,
+        tables=[("All rows", _with_front(rows, class_name))],
+        notes=[
+            EXPLANATION,
+            "front: no row of the same execution has more AP and takes less time.",
+        ],
+        settings=_settings(rows[-1], setup),
+    )
+
+
+def _with_front(rows: Sequence[Row], class_name: str) -> Table:
+    """Adds a column that tells which rows no row of the same execution beats."""
+    table = results_table(rows, class_name=class_name)
+    with_ap = [row for row in rows if _ap(row) is not None]
+    if not with_ap:
+        return table
+    best = set()
+    for execution in dict.fromkeys(row["execution"] for row in with_ap):
+        own = [row for row in with_ap if row["execution"] == execution]
+        points = [(row["latency_ms"]["median"], _ap(row) or 0.0) for row in own]
+        best |= {(execution, own[i]["keep_ratio"]) for i in pareto_front(points)}
+    marks = ["yes" if (row["execution"], row["keep_ratio"]) in best else "" for row in rows]
+    lines = [[*line, mark] for line, mark in zip(table.lines, marks, strict=True)]
+    return Table([*table.header, "front"], lines)
+
+
+def describe_saving(rows: Sequence[Row]) -> list[str]:
+    """Returns sentences: the row that saves most time and loses little AP, of each execution.
+
+    Args:
+        rows: of `measure`, the latest of each execution and keep ratio.
+    """
+    dense = next((row for row in rows if row["execution"] == "dense"), None)
+    reference = None if dense is None else _ap(dense)
+    sentences = []
+    for execution in dict.fromkeys(row["execution"] for row in rows):
+        own = [row for row in rows if row["execution"] == execution and row["keep_ratio"] < 1.0]
+        good = own
+        if reference is not None:
+            good = [row for row in own if (_ap(row) or 0.0) >= reference - MOST_AP_LOST]
+        if good:
+            best = max(good, key=lambda row: row["speedup"])
+            sentences.append(_describe(best, reference) + _largest_saving(dense, best))
+        elif own:
+            points = f"{100 * MOST_AP_LOST:g} points of AP"
+            sentences.append(f"{execution} loses more than {points} at every keep ratio measured.")
+    return sentences
+
+
+def _describe(row: Row, reference: float | None) -> str:
+    text = f"{row['execution']} at keep ratio {row['keep_ratio']:g} "
+    ap = _ap(row)
+    if reference is not None and ap is not None:
+        text += f"has {100 * ap:.1f} AP ({100 * (ap - reference):+.1f} against dense) and "
+    time = _less(1 - 1 / row["speedup"])
+    text += f"needs {_less(row['gflops_saved'])} GFLOPs and {time} time than dense"
+    plain = row.get("speedup_over_plain")
+    return f"{text} ({_less(1 - 1 / plain)} than dense as published)" if plain else text
+
+
+def _largest_saving(dense: Row | None, row: Row) -> str:
+    """Ends the sentence, and tells which parts gave what was saved."""
+    if dense is None:
+        return "."
+    parts = ("backbone", "encoder", "neck", "decoder")
+    saved = {part: dense["gflops"][part] - row["gflops"][part] for part in parts}
+    total = sum(saved.values())
+    if total <= 0:
+        return "."
+    shares = sorted(saved.items(), key=lambda item: -item[1])
+    told = ", ".join(f"{part} {100 * value / total:.0f} %" for part, value in shares if value > 0)
+    return f". Of the GFLOPs saved: {told}."
+
+
+def describe_break_even(rows: Sequence[Row]) -> list[str]:
+    """Returns a sentence per execution: below which keep ratio it is faster than dense."""
+    sentences = []
+    for execution in dict.fromkeys(row["execution"] for row in rows):
+        own = sorted(
+            (row["keep_ratio"], row["speedup"]) for row in rows if row["execution"] == execution
+        )
+        if execution == "dense" or not own:
+            continue
+        ratio = break_even(own)
+        if ratio is None:
+            faster = own[0][1] >= 1.0
+            text = "is faster than dense at every" if faster else "is not faster than dense at any"
+            sentences.append(f"{execution} {text} keep ratio that was measured.")
+        else:
+            sentences.append(f"{execution} is faster than dense below a keep ratio of {ratio:.2f}.")
+    return sentences
+
+
+def break_even(points: Sequence[tuple[float, float]]) -> float | None:
+    """Returns the keep ratio at which a speed-up falls to 1, between measured ones.
+
+    Args:
+        points: (keep ratio, speed-up), rising ratios.
+
+    Returns:
+        The last such ratio; None if the speed-up is on one side of 1 everywhere.
+    """
+    for (low, fast), (high, slow) in reversed(list(pairwise(points))):
+        if (fast >= 1.0) != (slow >= 1.0):
+            return low + (high - low) * (fast - 1.0) / (fast - slow)
+    return None
+
+
+def _audit_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
+    newest = {(row["form"], row["execution"], row["keep_ratio"]): row for row in rows}
+    rows, setup = list(newest.values()), rows[-1]["setup"]
+    return Section(
+        f"Audit of {setup['model']}",
+        tables=[("Parts", parts_table(rows))],
+        notes=[AUDIT_EXPLANATION],
+        settings=_settings(rows[-1], setup),
+    )
+
+
+def _steps_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
+    newest = {(row["step"], row["keep_ratio"]): row for row in rows}
+    rows, setup = list(newest.values()), rows[-1]["setup"]
+    figures = []
+    for ratio in dict.fromkeys(row["keep_ratio"] for row in rows):
+        own = [row for row in rows if row["keep_ratio"] == ratio]
+        caption = f"Keep ratio {ratio:g}. The lines are what no pruning removes."
+        figures.append(Picture(f"{name}_{ratio:g}", _svg(audit_figure([], own)), caption))
+    return Section(
+        f"What each step saves of {setup['model']}",
+        figures=figures,
+        tables=[("Steps", steps_table(rows))],
+        settings={key: str(value) for key, value in setup.items()},
+    )
+
+
+def _ablation_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    tables = []
+    for metric in (f"AP/{class_name}", "AP"):
+        if any(metric in row["metrics"] for row in rows):
+            caption = f"{metric} in points, and the difference from {arms[0]} [95 % of the images]"
+            tables.append((caption, ablation_table(rows, arms, metric, arms[0])))
+    seeds = sorted({row["seed"] for row in rows})
+    return Section(
+        "Ablation",
+        tables=tables,
+        notes=[
+            "Every arm is a training from the same start on the same images with one switch "
+            f"changed. Seeds: {', '.join(map(str, seeds))}. Intervals: a paired bootstrap over the "
+            "validation images."
+        ],
+        settings=_settings(rows[-1], {"overrides of all": " ".join(rows[-1]["base"])}),
+    )
+
+
+def _scale_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
+    newest = {(row["width"], row["execution"]): row for row in rows}
+    rows = list(newest.values())
+    caption = "The same picture on larger and larger canvases: the objects stay as many."
+    return Section(
+        "Time against the size of the image",
+        figures=[Picture(f"{name}_scale", _svg(scale_figure(rows)), caption)],
+        tables=[("Measured", measured_table(rows)), ("How it grows", summary_table(rows))],
+        settings=_settings(rows[-1], {"checkpoint": rows[-1].get("checkpoint")}),
+    )
+
+
+def _comparison_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
+    newest = {(row["case"], row["arm"]): row for row in rows}
+    rows = list(newest.values())
+    return Section(
+        f"Comparison: {rows[-1]['target']}",
+        tables=[("Rows", comparisons_table(rows))],
+        settings=_settings(rows[-1], {}),
+    )
+
+
+def _settings(row: Row, setup: Mapping[str, Any]) -> dict[str, str]:
+    timing = {key: row[key] for key in ("warmup", "repeats", "images") if key in row}
+    when = {"last row": row["time"]} if "time" in row else {}
+    known = {**setup, **timing, **row.get("environment", {}), **when}
+    return {key: str(value) for key, value in known.items() if value not in (None, "")}
+
+
+def _ap(row: Row) -> float | None:
+    return (row.get("metrics") or {}).get("AP")
+
+
+def _less(share: float) -> str:
+    return f"{100 * share:.0f} % less" if share >= 0 else f"{-100 * share:.0f} % more"
+
+
+def _svg(figure: Figure) -> str:
+    """Returns a figure as an element for a page; the same figure is the same text."""
+    file = io.StringIO()
+    with rc_context({"svg.hashsalt": "sparse_dset"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
