@@ -53,7 +53,7 @@ class Losses(nn.Module):
         self.distill = distill
 
     def distillation(self, maps: Sequence[FeatureMap], teacher: Sequence[FeatureMap]) -> Tensor:
-        """Returns the weighted distance of maps from the same maps of a teacher, in [0, 2] times it.
+        """Returns the weighted distance, at most 2, of maps from the same maps of a teacher.
 
         Args:
             maps: of the levels, with features for the sites that they hold.
@@ -125,7 +125,8 @@ def _distance(own: FeatureMap, teacher: FeatureMap) -> Tensor:
     dense = teacher.tensor if isinstance(teacher, MaskedMap) else teacher
     assert isinstance(dense, Tensor)
     if isinstance(own, Tensor):
-        own = SparseMap.from_dense(own, Support.full(len(own), *own.shape[-2:], own.device))
+        batch, _, height, width = own.shape
+        own = SparseMap.from_dense(own, Support.full(batch, height, width, own.device))
     there = SparseMap.from_dense(dense, own.support).features
     rows = own if isinstance(own, SparseMap) else SparseMap.from_dense(own.tensor, own.support)
     cosine = F.cosine_similarity(rows.features.float(), there.float(), dim=1)
