@@ -16,13 +16,12 @@ from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import open_validation_set
 from sparse_dset.analysis.table import markdown_table
-from sparse_dset.config import build_from_config, check_command_line, check_config
+from sparse_dset.config import build_from_config, check_command_line, check_config, with_pruner
 from sparse_dset.engine.calibrate import (
     calibrated,
     centres_kept,
     kept_tokens,
     mean_share,
-    with_pruner,
 )
 from sparse_dset.engine.checkpoint import load_checkpoint, model_weights, replace_config
 from sparse_dset.engine.distributed import process_group

@@ -144,6 +144,12 @@ def _sweep_values(text: str) -> list[str]:
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
+def with_pruner(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a detector's configuration with other settings of its pruner."""
+    model = config["model"]
+    return {**config, "model": {**model, "pruner": {**model["pruner"], **settings}}}
+
+
 def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Detector:
     """Builds a detector.
 

@@ -13,10 +13,9 @@ import torch
 from sparse_dset.analysis.benchmark import Arm, open_validation_set, sample_images
 from sparse_dset.analysis.flops import count_flops
 from sparse_dset.analysis.table import MISSING, Table
-from sparse_dset.config import build_from_config
 from sparse_dset.data.coco import CocoDetection
-from sparse_dset.engine.calibrate import calibrated, centres_kept, kept_tokens, with_pruner
-from sparse_dset.engine.checkpoint import load_checkpoint, model_weights
+from sparse_dset.engine.calibrate import calibrated, centres_kept, kept_tokens
+from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.evaluate import detect, evaluation_loader
 from sparse_dset.models.detector import EXECUTIONS, Detector
 
@@ -99,9 +98,8 @@ class CalibratedCheckpoint:
         checkpoint = load_checkpoint(path)
         _check_ended(path, checkpoint)
         settings = {"selector": "threshold", "calibration": None, **pruner}
-        config = with_pruner(checkpoint["config"], settings)
-        self.model: Detector = build_from_config(config, pretrained=False).eval()
-        self.model.load_state_dict(model_weights(checkpoint))
+        self.model: Detector = load_detector(path, pruner=settings)
+        config = checkpoint["config"]
         self.dataset: CocoDetection = open_validation_set(
             config["data"], None, config["model"]["class_names"]
         )

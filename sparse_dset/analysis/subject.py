@@ -11,9 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from torch import Tensor
 
 from sparse_dset.analysis.benchmark import find_validation_set, sample_images
-from sparse_dset.config import build_from_config
+from sparse_dset.config import build_from_config, with_pruner
 from sparse_dset.data.coco import CocoDetection
+from sparse_dset.engine.calibrate import calibrated
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
+from sparse_dset.engine.evaluate import evaluation_loader
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import ByContent
 
@@ -69,8 +71,11 @@ def open_subject(
             told a keep ratio.
     """
     model, config = open_detector(plain)
-    check_takes_keep_ratios(model)
     dataset = find_validation_set(plain.get("data"), config, size)
+    if selection_of(plain) and dataset is not None and isinstance(model.pruner.selector, ByContent):
+        loader = evaluation_loader(dataset, plain["eval_batch_size"])
+        model.pruner.selector, _ = calibrated(model, loader, progress=False)
+    check_takes_keep_ratios(model)
     if dataset is None:
         images = torch.rand(plain["batch_size"], 3, *(size or model.image_size))
     else:
@@ -97,12 +102,22 @@ def open_detector(plain: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:
             f"the model is the one of {plain['checkpoint']}; leave out {model_overrides()}"
         )
     else:
-        model = load_detector(plain["checkpoint"])
-        config = load_checkpoint(plain["checkpoint"])["config"]
+        selection = selection_of(plain)
+        model = load_detector(plain["checkpoint"], pruner=selection)
+        config = with_pruner(load_checkpoint(plain["checkpoint"])["config"], selection)
     for setting in ("backend", "algorithm"):
         if plain["ops"][setting] != "auto":
             setattr(model, setting, plain["ops"][setting])
     return model, config
+
+
+def selection_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a checkpoint's pruner that are to change; a calibration goes."""
+    given = dict(plain.get("selection", {}))
+    offsets = {k: v for k, v in (given.pop("offsets", None) or {}).items() if v is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    given |= {"offsets": offsets} if offsets else {}
+    return given | {"calibration": None} if given else {}
 
 
 def check_takes_keep_ratios(model: Detector) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +37,6 @@ class ScoredSet:
     scores: tuple[Tensor, ...]
     valid: tuple[Tensor, ...]
     centres: Tensor
-
-
-def with_pruner(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a detector's configuration with other settings of its pruner."""
-    model = config["model"]
-    return {**config, "model": {**model, "pruner": {**model["pruner"], **settings}}}
 
 
 def calibrated(

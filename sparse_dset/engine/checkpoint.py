@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_dset.config import build_from_config
+from sparse_dset.config import build_from_config, with_pruner
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.rtdetr_names import spread_to_experts
 
@@ -127,12 +127,15 @@ def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     )
 
 
-def load_detector(path: str | Path, *, trust: bool = False) -> Detector:
+def load_detector(
+    path: str | Path, *, trust: bool = False, pruner: Mapping[str, Any] | None = None
+) -> Detector:
     """Builds the detector that a checkpoint describes, with its weights, ready to predict.
 
     Args:
         path: a training checkpoint or exported weights; the averaged weights are taken.
         trust: see `load_checkpoint`.
+        pruner: settings of its pruner to change, of those that need no training.
 
     Raises:
         FileNotFoundError, ValueError: see `load_checkpoint`; or the checkpoint lacks the
@@ -150,7 +153,8 @@ def load_detector(path: str | Path, *, trust: bool = False) -> Detector:
             f"{path} does not say which model it holds (no config.model); build one with "
             "build_detector and fill it with load_weights"
         )
-    detector = build_from_config(checkpoint["config"], pretrained=False)
+    config = with_pruner(checkpoint["config"], pruner or {})
+    detector = build_from_config(config, pretrained=False)
     detector.load_state_dict(model_weights(checkpoint))
     return detector.eval()
 

@@ -212,13 +212,13 @@ class Detector(nn.Module):
             images, padding_mask: see ``forward``.
 
         Returns:
-            Logits ``[B, H_l, W_l]`` of the levels that decide, finest first, and bool
-            ``[B, H_l, W_l]`` at strides 8, 16 and 32: the cells that are not padding.
+            Logits ``[B, H_l, W_l]`` of the levels that decide, finest first, as they are ranked,
+            and bool ``[B, H_l, W_l]`` at strides 8, 16 and 32: the cells that are not padding.
         """
         images, geometry = pad_batch(images, padding_mask)
         valid = geometry.valid_masks()
         early = self._extract(images, range(self.pruner.num_early), geometry)
-        return self.pruner.score(early, valid), valid
+        return self.pruner.ranked(self.pruner.score(early, valid)), valid
 
     def predict(
         self, images: Sequence[Picture], threshold: float = 0.3, **options: Any

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sparse_dset.analysis.subject import selection_of
 from sparse_dset.analysis.sweep import (
     failed_jobs,
     finished_jobs,
@@ -206,3 +207,37 @@ def test_the_slurm_launcher_is_configured():
         pytest.skip("hydra_submitit_launcher is not installed")
     plain = compose_config("sweep", ["model=nano", "hydra/launcher=slurm"])
     assert plain["execution"] == "sparse"
+
+
+def test_a_selection_changes_what_is_given_and_drops_the_calibration():
+    plain = compose_config("sweep", ["model=nano"])
+    assert selection_of(plain) == {}
+    plain = compose_config("sweep", ["selection.offsets.s4=-1.5", "selection.halo=1"])
+    assert selection_of(plain) == {"halo": 1, "offsets": {"s4": -1.5}, "calibration": None}
+
+
+@pytest.mark.slow
+def test_optuna_looks_for_the_shares_of_the_levels(tmp_path):
+    if importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        pytest.skip("hydra_optuna_sweeper is not installed")
+    from sparse_dset.config import build_from_config
+    from sparse_dset.engine.checkpoint import save_checkpoint
+
+    root = tmp_path / "data"
+    drawn = ["--root", str(root), "--train", "1", "--val", "3", "--size", "96", "160"]
+    subprocess.run([sys.executable, "-m", "sparse_dset.data.synthetic", *drawn], check=True)
+    data = ["data=synthetic", f"data.root={root}", "data.size=[96,160]"]
+    config = compose_config("train", ["model=nano", "model.num_classes=3", "pruner=early", *data])
+    config["model"]["pruner"]["selector"] = "threshold"  # calibrated anew for every trial
+    state = build_from_config(config, pretrained=False).state_dict()
+    save_checkpoint(tmp_path / "x.pt", model_state=state, config=config)
+    folder = tmp_path / "out"
+    quick = ["warmup=1", "repeats=1", "threads=1", "images=2", "hydra.sweeper.n_trials=3"]
+    code, said = _run(folder, *quick, "hydra/sweeper=pareto", "checkpoint=x.pt", cwd=tmp_path)
+    assert code == 0, said
+    assert "Pareto" in said
+    rows = _rows(folder)
+    assert [row["kind"] for row in rows] == ["sweep"] * 3
+    assert all("AP" in row["metrics"] for row in rows)
+    assert len({tuple(row["overrides"]) for row in rows}) == 3
+    assert all(any("selection.offsets.s4" in text for text in row["overrides"]) for row in rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sparse_dset.models.pruner.pruner import Decision, Pruner, grown, inherit, select
 from sparse_dset.models.pruner.scorer import TokenScorer
@@ -83,6 +83,7 @@ def make_pruner(
     gate: bool = False,
     scatter_levels: Sequence[str] = ("s5",),
     score_by: str = "learned",
+    offsets: Mapping[str, float] | None = None,
 ) -> Pruner:
     """Makes a pruner from flat settings; see ``Pruner`` and the selectors for their meaning."""
     rule = make_selector(selector, keep_ratio, threshold, mass, min_tokens, max_tokens, calibration)
@@ -99,4 +100,5 @@ def make_pruner(
         gate,
         scatter_levels,
         score_by,
+        offsets,
     )

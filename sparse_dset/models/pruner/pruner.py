@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,8 @@ class Pruner(nn.Module):
         scatter_levels: the levels that ``dense_scatter`` prunes; DSET prunes s5 only.
         score_by: "learned", or a baseline that needs no training: "norm" of the features that the
             scorer would look at, or "random".
+        offsets: by level, added to its scores where cells are ranked: more of a level that gets
+            more, less of the others.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Pruner(nn.Module):
         gate: bool = False,
         scatter_levels: Sequence[str] = ("s5",),
         score_by: str = "learned",
+        offsets: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if score_by not in SCORE_BY:
@@ -95,11 +98,22 @@ class Pruner(nn.Module):
         self.scorer = TokenScorer(in_channels, levels, hidden, context, local, finest)
         self.selector = selector
         self.score_by = score_by
+        self.offsets = self._read_offsets(offsets or {})
         self.halo = halo
         self.gate = gate
         self.scatter_levels = tuple(level_index(name) - 1 for name in scatter_levels)
         if min(self.scatter_levels, default=0) < 0:
             raise ValueError("pruner.scatter_levels are among s3, s4, s5")
+
+    def _read_offsets(self, offsets: Mapping[str, float]) -> tuple[float, ...]:
+        deciding = [LEVELS[i] for i in self.scorer.scored]
+        idle = [name for name in offsets if name not in deciding]
+        if idle:
+            raise ValueError(
+                f"pruner.offsets names {idle[0]!r}; the levels that decide are "
+                f"{', '.join(deciding)} (pruner.finest)"
+            )
+        return tuple(float(offsets.get(name, 0.0)) for name in deciding)
 
     @property
     def is_early(self) -> bool:
@@ -117,7 +131,7 @@ class Pruner(nn.Module):
             selector: normally ``self.selector``, or a relative of it (another keep ratio).
         """
         scores = self.score(features, valid)
-        return Decision(scores, select(scores, valid, selector, self.halo))
+        return Decision(scores, select(self.ranked(scores), valid, selector, self.halo))
 
     def score(self, features: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Returns token scores, see ``TokenScorer``, by whatever is to tell them."""
@@ -126,6 +140,10 @@ class Pruner(nn.Module):
         if self.score_by == "random":
             return score_at_random(valid, len(self.scorer.scored))
         return self.scorer(features, valid)
+
+    def ranked(self, scores: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns the scores by which cells are ranked, see ``select``."""
+        return tuple(own + offset for own, offset in zip(scores, self.offsets, strict=True))
 
     def gated(self, feature: Tensor, token_scores: Sequence[Tensor]) -> Tensor:
         """Multiplies a map ``[B, C, H_l, W_l]`` by the gate of the cell that each site lies in.

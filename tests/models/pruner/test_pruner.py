@@ -230,3 +230,27 @@ def test_baselines_score_without_training(stage, finest):
     expected = torch.ones_like(changed)
     expected[0, 0, 0] = 3.0
     torch.testing.assert_close(changed, expected)
+
+
+def test_offsets_move_tokens_from_one_level_to_another(make_detector):
+    images = torch.rand(2, 3, 128, 160)
+
+    def kept(**offsets):
+        text = ",".join(f"{level}:{value}" for level, value in offsets.items())
+        model = make_detector("nano", "pruner.finest=s4", f"pruner.offsets={{{text}}}")
+        out = model.eval()(images, keep_ratio=0.3)
+        scores, valid = model.score_tokens(images)
+        again = select(scores, valid, model.pruner.selector.with_keep_ratio(0.3))
+        assert all(map(torch.equal, again, out.kept))
+        return out.num_kept.sum(0).tolist(), out.token_scores
+
+    (plain, scores), (fewer, shifted), (more, _) = kept(), kept(s4=-9.0), kept(s4=9.0)
+    assert plain[2] < fewer[2] == 2 * 4 * 5  # every cell of stride 32 comes before those under it
+    assert fewer[1] < plain[1] <= more[1]
+    assert more[2] <= plain[2]
+    assert all(map(torch.equal, scores, shifted))  # what is learnt is not shifted
+
+
+def test_offsets_are_of_levels_that_decide(make_detector):
+    with pytest.raises(ValueError, match="offsets names 's4'; the levels that decide are s5"):
+        make_detector("nano", "pruner.offsets={s4:1.0}")
