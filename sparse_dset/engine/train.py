@@ -52,14 +52,16 @@ class PruningSchedule:
         warmup_epochs: epochs without pruning; over as many again the keep ratio falls linearly
             from 1 to its target. 0 prunes fully from the start.
         ratio: ``fixed`` is the target of the configuration; ``random`` draws a target for every
-            step, so that one checkpoint serves every ratio; ``random_log`` draws its logarithm, so
-            that half of the steps are below the geometric mean of the range.
+            step, so that one checkpoint serves every ratio.
         ratio_range: lowest and highest random target, in (0, 1].
+        ratio_power: of the ratio, the power that is drawn evenly: 1 is the ratio itself, less
+            favours low ones; 0 is the logarithm.
     """
 
     warmup_epochs: float = 10.0
-    ratio: Literal["fixed", "random", "random_log"] = "fixed"
+    ratio: Literal["fixed", "random"] = "fixed"
     ratio_range: tuple[float, float] = (0.1, 1.0)
+    ratio_power: float = 1.0
 
     def __post_init__(self) -> None:
         # A list from a configuration file becomes a tuple: the value is frozen.
@@ -67,8 +69,10 @@ class PruningSchedule:
         low, high = self.ratio_range
         if self.warmup_epochs < 0:
             raise ValueError(f"warmup_epochs must be 0 or more, got {self.warmup_epochs}")
-        if self.ratio not in ("fixed", "random", "random_log"):
-            raise ValueError(f"ratio must be fixed, random or random_log, got {self.ratio!r}")
+        if self.ratio not in ("fixed", "random"):
+            raise ValueError(f"ratio must be fixed or random, got {self.ratio!r}")
+        if self.ratio_power < 0:
+            raise ValueError(f"ratio_power must be 0 or more, got {self.ratio_power}")
         if not 0.0 < low <= high <= 1.0:
             raise ValueError(f"ratio_range must be 0 < low <= high <= 1, got {self.ratio_range}")
 
@@ -84,9 +88,10 @@ class PruningSchedule:
             return None
         low, high = self.ratio_range
         place = random.Random(f"{seed}-{step}").random()
-        if self.ratio == "random_log":
+        power = self.ratio_power
+        if power == 0:
             return low * (high / low) ** place
-        return low + (high - low) * place
+        return (low**power + (high**power - low**power) * place) ** (1.0 / power)
 
 
 @dataclass(frozen=True)

@@ -147,11 +147,12 @@ def test_random_ratio_changes_with_every_step_and_stays_in_its_range(
     assert all(call[2] == 1.0 for call in trainer.model.calls)
 
 
-def test_random_ratios_on_a_logarithmic_scale() -> None:
-    schedule = PruningSchedule(0.0, "random_log", (0.1, 0.9))
+@pytest.mark.parametrize(("power", "middle"), [(0.0, 0.3), (0.5, 0.4), (1.0, 0.5)])
+def test_random_ratios_are_even_in_a_power(power: float, middle: float) -> None:
+    schedule = PruningSchedule(0.0, "random", (0.1, 0.9), power)
     ratios = [schedule.keep_ratio(0, step) for step in range(400)]
     assert all(0.1 <= ratio <= 0.9 for ratio in ratios)
-    assert sum(ratio < 0.3 for ratio in ratios) == pytest.approx(200, abs=30)
+    assert sum(ratio < middle for ratio in ratios) == pytest.approx(200, abs=30)
 
 
 def test_frozen_statistics_stay_as_they_are(make_trainer: Callable[..., Trainer]) -> None:
