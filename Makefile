@@ -32,14 +32,16 @@ setup: $(VENV)/.ready
 setup-test: $(VENV)/.ready-test
 
 demo: setup
-	@echo; echo "== 1/3  Drawing a data set of road scenes"
+	@echo; echo "== 1/4  Drawing a data set of road scenes"
 	$(RUN) -m sparse_dset.data.synthetic --root $(OUT)/data --train 160 --val 80
-	@echo; echo "== 2/3  A minute of further training of the checkpoint that ships with the project"
+	@echo; echo "== 2/4  A minute of further training of the checkpoint that ships with the project"
 	rm -rf $(OUT)/train
 	$(RUN) scripts/train.py experiment=demo train.output_dir=$(OUT)/train data.root=$(OUT)/data
-	@echo; echo "== 3/3  The shipped checkpoint, dense against sparse, over keep ratios, on the same images"
+	@echo; echo "== 3/4  The shipped checkpoint, dense against sparse, over keep ratios, on the same images"
 	$(RUN) scripts/benchmark.py checkpoint=sparse_dset/weights/nano_roads.pt data=synthetic data.root=$(OUT)/data \
 		output_dir=$(OUT)/benchmark
+	@echo; echo "== 4/4  One page that says what pruning saved, where, and at what AP"
+	$(RUN) scripts/report.py rows=$(OUT)/benchmark output_dir=$(OUT)/report
 
 lint: setup-test
 	$(VENV)/bin/ruff check .
