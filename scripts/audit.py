@@ -14,10 +14,10 @@ import torch
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.audit import (
-    CLAIMED_SETTING,
     audit,
     audit_steps,
     compare_with_claims,
+    is_claimed,
 )
 from sparse_dset.analysis.audit_report import format_audit, plot_audit
 from sparse_dset.analysis.benchmark import Arm, plan_arms
@@ -36,6 +36,11 @@ def _check(plain: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be 1 or more, got {plain[name]}")
 
 
+def _write(folder: Path, kind: str, shared: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        append_row(folder / "results.jsonl", {"kind": kind, **shared, **row})
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="audit")
 def main(cfg: DictConfig) -> None:
     """Audits, prints the tables, and writes rows, tables, JSON and a picture."""
@@ -48,23 +53,22 @@ def main(cfg: DictConfig) -> None:
     with process_group(cfg.device) as device:
         subject = open_subject(plain, plain["size"], cfg.batch_size, device)
         described = (subject.model, subject.config, subject.images)
+        shared = {"setup": subject.describe(plain), "time": now()}
         rows = audit(
             *described, list(arms), depth=cfg.depth, warmup=cfg.warmup, repeats=cfg.repeats
         )
+        _write(folder, "audit", shared, rows)
         steps = [
             step
             for keep_ratio in plain["keep_ratios"]
             for step in audit_steps(*described, keep_ratio)
         ]
-        backbone, size = subject.config["model"]["backbone"], tuple(subject.images.shape[-2:])
+        _write(folder, "audit_step", shared, steps)
         claims = []
-        if (backbone.get("depth"), size) == CLAIMED_SETTING:
+        if is_claimed(subject.config, subject.images):
             claims = compare_with_claims(subject.model, subject.images)
-        setup = subject.describe(plain)
-    shared = {"setup": setup, "time": now()}
-    for kind, some in (("audit", rows), ("audit_step", steps), ("claim", claims)):
-        for row in some:
-            append_row(folder / "results.jsonl", {"kind": kind, **shared, **row})
+            _write(folder, "claim", shared, claims)
+    setup = shared["setup"]
     title = f"{setup['model']}, {setup['size'][0]}x{setup['size'][1]}, {setup['device']}, "
     title += f"CPU threads: {setup['threads']}"
     text = f"# Audit of {title}\n\n{format_audit(rows, steps, claims)}"

@@ -48,7 +48,10 @@ def main(cfg: DictConfig) -> None:
         warmup=cfg.warmup,
         repeats=cfg.repeats,
     ):
-        append_row(folder / "results.jsonl", {**row, "time": now(), "checkpoint": cfg.checkpoint})
+        append_row(
+            folder / "results.jsonl",
+            {**row, "time": now(), "checkpoint": cfg.checkpoint, "image": cfg.image},
+        )
         rows.append(row)
     plot_scale(rows, folder / "scale.png")
     print(f"one picture with {len(target['labels'])} objects on canvases of several widths\n")

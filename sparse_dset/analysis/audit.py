@@ -144,7 +144,9 @@ def _row(
     computed = _computed(subject, config, out)
     parts = part_modules(model)
     everything = [module for modules in parts.values() for module in modules]
-    moved, log = log_operators(model, {**groups, **parts}, images, **options)
+    watched = {f"part {name}": modules for name, modules in parts.items()}
+    moved, log = log_operators(model, {**groups, **watched}, images, **options)
+    moved["everything"] = log.bytes.total()
     flops = count_module_flops(
         model, {name: module for name, (module,) in groups.items()}, images, **options
     )
@@ -154,7 +156,7 @@ def _row(
             "gflops": gflops / batch,
             "ms": ms,
             "parameters": count_parameters(modules),
-            "mib_moved": moved.get(name, log.bytes.total()) / batch / 2**20,
+            "mib_moved": moved[name] / batch / 2**20,
         }
 
     return {
@@ -166,14 +168,14 @@ def _row(
         "batch_size": batch,
         "parts": {
             part: {
-                **costs(part, counted[part], part_ms[part], parts[part]),
+                **costs(f"part {part}", counted[part], part_ms[part], parts[part]),
                 "gflops_computed": computed and computed[part] / batch,
             }
             for part in PARTS
         },
         "total": {
             # Not the whole model: some heads are for training alone.
-            **costs("total", counted["total"], part_ms["total"], everything),
+            **costs("everything", counted["total"], part_ms["total"], everything),
             "gflops_computed": computed and computed["total"] / batch,
         },
         "sampling_gflops": counted["sampling"] / batch,
@@ -240,12 +242,16 @@ def audit_steps(
         floors["floor, early decision"] = early.count("sparse", one)
     except ValueError:
         pass
-    shares = [float(mask.float().mean()) for mask in kept]
+    whole = [torch.ones_like(mask) for mask in kept]
+    masks = dict.fromkeys(steps, kept) | dict.fromkeys(floors, one) | {"dense": whole}
     return [
         {
             "step": name,
             "keep_ratio": keep_ratio,
-            "kept": dict(zip(LEVELS, shares, strict=True)),
+            "kept": {
+                level: float(mask.float().mean())
+                for level, mask in zip(LEVELS, masks[name], strict=True)
+            },
             "image_size": list(images.shape[-2:]),
             "gflops": {**parts, "total": sum(parts.values())},
             "gflops_saved": 1.0 - sum(parts.values()) / sum(dense.values()),
@@ -274,6 +280,7 @@ class _Counter:
         self, config: Mapping[str, Any], pruner: Mapping[str, Any], images: Tensor
     ) -> None:
         settings = {**pruner, "selector": "topk", "calibration": None, "score_by": "learned"}
+        settings["offsets"] = None  # of levels that may not decide here
         model = {**config["model"], "pruner": settings}
         self.model = build_from_config({"model": model}, pretrained=False).eval()
         self.model.to(images.device)
@@ -294,8 +301,9 @@ class _Counter:
         }
 
 
-CLAIMED_SETTING = (18, (736, 1280))
-"""Depth of the ResNet and image size of the published audit."""
+CLAIMED_SIZE = (736, 1280)
+CLAIMED_RATIO = 0.7
+"""Image size and keep ratio of the published audit, which is about a ResNet-18 without experts."""
 
 _CLAIMED = {
     "attention within stride 32, without its projections": 867.0,
@@ -308,7 +316,14 @@ _CLAIMED = {
 """GFLOPs, as a public audit of DSET gives them."""
 
 CLAIMED_SAVING = 0.48
-"""The share of all compute that it says is saved at keep ratio 0.7."""
+"""The share of all compute that it says is saved."""
+
+
+def is_claimed(config: Mapping[str, Any], images: Tensor) -> bool:
+    """Tells whether the published audit is about this network and image size."""
+    model = config["model"]
+    known = model["backbone"].get("depth") == 18 and model["encoder"]["moe"] is None
+    return known and tuple(images.shape[-2:]) == CLAIMED_SIZE
 
 
 @torch.no_grad()
@@ -316,7 +331,7 @@ def compare_with_claims(model: Detector, images: Tensor) -> list[dict[str, Any]]
     """Sets the figures of the published audit beside those that are counted.
 
     Args:
-        model, images: see `audit`, in the published setting.
+        model, images: see `audit`; the published ones, see `is_claimed`.
 
     Returns:
         Per part: ``part``, ``claimed`` (GFLOPs, None: left out there) and ``counted``, of the dense

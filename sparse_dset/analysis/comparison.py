@@ -103,7 +103,7 @@ def format_comparisons(rows: list[dict[str, Any]], header: bool = True) -> str:
 def comparisons_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns a table of rows of ``compare``; the memory only where it was counted."""
     columns = ["case", "arm", "ms", "speed-up", "of ideal", "error", "saved MiB"]
-    trains = any(row["saved_mib"] is not None for row in rows)
+    trains = any(row.get("saved_mib") is not None for row in rows)
     shown = columns if trains else columns[:-1]
     lines = []
     for row in rows:
@@ -113,9 +113,10 @@ def comparisons_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             row["arm"],
             f"{ms['median']:.3g} [{ms['p10']:.3g}-{ms['p90']:.3g}]",
             f"{row['speedup']:.2f}x",
-            MISSING if row["of_ideal"] is None else f"{row['of_ideal']:.2f}",
-            MISSING if row["error"] is None else f"{row['error']:.0e}",
-            MISSING if row["saved_mib"] is None else f"{row['saved_mib']:.0f}",
+            *(
+                MISSING if row.get(key) is None else format(row[key], style)
+                for key, style in (("of_ideal", ".2f"), ("error", ".0e"), ("saved_mib", ".0f"))
+            ),
         ]
         lines.append(cells[: len(shown)])
     return Table(shown, lines)

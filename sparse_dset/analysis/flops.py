@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from sparse_dset.analysis.watch import watch
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.modes import evaluation
+from sparse_dset.ops.deform_attn import cheaper_order
 from sparse_dset.ops.flops import sampling_flops
 
 
@@ -133,12 +135,17 @@ def part_modules(model: Detector) -> dict[str, list[nn.Module]]:
 
 @contextmanager
 def _watch_sampling(attention: MSDeformableAttention, sampling: Counter[str]) -> Iterator[None]:
-    head_dim = attention.value_proj.out_features // attention.num_heads
+    def add(_module: nn.Module, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        query, _, memory = inputs[:3]
+        per_query = (attention.num_heads, attention.num_levels, attention.num_points)
+        shape = (*query.shape[:2], *per_query)
+        channels = attention.value_proj.out_features // attention.num_heads
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        if attention.lean and cheaper_order(memory.rows, shape, dtype) == "sample_first":
+            channels = memory.rows.shape[1]
+        sampling["flops"] += sampling_flops(math.prod(shape), channels)
 
-    def add(_module: nn.Module, _inputs: Any, weights: Tensor) -> None:
-        sampling["flops"] += sampling_flops(weights, head_dim)
-
-    with attention.attention_weights.register_forward_hook(add):
+    with attention.register_forward_hook(add):
         yield
 
 

@@ -41,6 +41,7 @@ _STYLES = {
     "dense_scatter": _Style("#D55E00", "s", label_at=(-8, -5)),
     "sparse": _Style("#0072B2", "o"),
     "masked": _Style("#009E73", "^"),
+    "auto": _Style("#CC79A7", "D"),
 }
 PART_COLORS = {
     "backbone": "#999999",
@@ -123,7 +124,7 @@ def kept_figure(rows: Sequence[Row], execution: str) -> Figure:
     asked = [row["keep_ratio"] for row in own]
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=1)
     for level, color, marker in zip(LEVELS, ("#56B4E9", "#0072B2", "#D55E00"), "^so", strict=True):
-        shares = [100 * kept_shares(row)[level] for row in own]
+        shares = [100 * kept_shares(row).get(level, math.nan) for row in own]
         label = f"{level}, stride {8 << LEVELS.index(level)}"
         axes.plot(asked, shares, color=color, marker=marker, label=label)
     axes.set_xlabel("keep ratio asked")

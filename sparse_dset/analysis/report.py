@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,15 @@ from sparse_dset.analysis.plot import (
     results_figure,
 )
 from sparse_dset.analysis.scale import measured_table, scale_figure, summary_table
-from sparse_dset.analysis.table import EXPLANATION, Row, Table, latest, read_rows, results_table
+from sparse_dset.analysis.table import (
+    EXPLANATION,
+    Row,
+    Table,
+    arm_name,
+    latest,
+    read_rows,
+    results_table,
+)
 
 MOST_AP_LOST = 0.005
 """How much AP a row may lose to be called as good as dense."""
@@ -151,17 +158,24 @@ def make_report(rows: Sequence[Row], title: str, class_name: str = "car") -> Rep
         makers[kind](own, f"{kind}_{number}", class_name)
         for number, ((kind, _), own) in enumerate(groups.items())
     ]
-    if left_out:
-        sections.append(Section("Left out", notes=[f"{left_out} rows of other kinds."]))
+    failed = [row for row in rows if row.get("kind") == "failed"]
+    if failed:
+        sections.append(_failed_section(failed))
+    if left_out > len(failed):
+        note = f"{left_out - len(failed)} rows of other kinds."
+        sections.append(Section("Left out", notes=[note]))
     return Report(title, sections)
 
 
 def _setup_key(row: Row) -> str:
+    """Tells apart what cannot be compared: rows of one section have the same key."""
+    environment = row.get("environment", {})
+    machine = [environment.get(key) for key in ("cpu", "device", "threads")]
     if row["kind"] == "ablation":
-        return json.dumps(row["base"])
-    if row["kind"] == "comparison":
-        return row["target"]
-    return json.dumps(row.get("setup") or row.get("checkpoint"), sort_keys=True)
+        return json.dumps(row.get("base"))
+    if row["kind"] == "scale":
+        return json.dumps([row.get("checkpoint"), row.get("image"), *machine])
+    return json.dumps([row.get("setup"), row.get("target"), *machine], sort_keys=True)
 
 
 def _benchmark_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
@@ -177,19 +191,20 @@ def _benchmark_section(rows: Sequence[Row], name: str, class_name: str) -> Secti
     if all("part_ms" in row for row in rows):
         caption = "Where the compute and the time go. Rest: masks, tables of neighbours, gathering."
         pictures.append(Picture(f"{name}_parts", _svg(parts_figure(rows)), caption))
+    as_trained = [row for row in rows if not row.get("selection")]
     pictures += [
         Picture(
             f"{name}_kept_{execution}",
-            _svg(kept_figure(rows, execution)),
+            _svg(kept_figure(as_trained, execution)),
             f"What {execution} keeps on each level; the grey line is what was asked.",
         )
-        for execution in dict.fromkeys(row["execution"] for row in rows)
+        for execution in dict.fromkeys(row["execution"] for row in as_trained)
         if execution not in ("dense", "dense_scatter")
     ]
     height, width = setup["size"]
     return Section(
         f"{setup['model']}, {width} x {height} pixels",
-        findings=[*describe_saving(rows), *describe_break_even(rows)],
+        findings=[*describe_saving(rows), *describe_break_even(as_trained)],
         figures=pictures,
         tables=[("All rows", _with_front(rows, class_name))],
         notes=[
@@ -203,33 +218,38 @@ def _benchmark_section(rows: Sequence[Row], name: str, class_name: str) -> Secti
 def _with_front(rows: Sequence[Row], class_name: str) -> Table:
     """Adds a column that tells which rows no row of the same execution beats."""
     table = results_table(rows, class_name=class_name)
-    with_ap = [row for row in rows if _ap(row) is not None]
-    if not with_ap:
+    if all(_ap(row) is None for row in rows):
         return table
-    best = set()
-    for execution in dict.fromkeys(row["execution"] for row in with_ap):
-        own = [row for row in with_ap if row["execution"] == execution]
-        points = [(row["latency_ms"]["median"], _ap(row) or 0.0) for row in own]
-        best |= {(execution, own[i]["keep_ratio"]) for i in pareto_front(points)}
-    marks = ["yes" if (row["execution"], row["keep_ratio"]) in best else "" for row in rows]
-    lines = [[*line, mark] for line, mark in zip(table.lines, marks, strict=True)]
+    best: set[int] = set()
+    for execution in dict.fromkeys(row["execution"] for row in rows):
+        own = [i for i, row in enumerate(rows) if row["execution"] == execution]
+        known = [(i, ap) for i in own if (ap := _ap(rows[i])) is not None]
+        front = pareto_front([(rows[i]["latency_ms"]["median"], ap) for i, ap in known])
+        best |= {known[place][0] for place in front}
+    lines = [[*line, "yes" if i in best else ""] for i, line in enumerate(table.lines)]
     return Table([*table.header, "front"], lines)
 
 
 def describe_saving(rows: Sequence[Row]) -> list[str]:
     """Returns sentences: the row that saves most time and loses little AP, of each execution.
 
+    AP is held against that of dense, or of a row that keeps every token, which is the same. Where
+    AP was measured, rows that lack it are passed over.
+
     Args:
         rows: of `measure`, the latest of each execution and keep ratio.
     """
-    dense = next((row for row in rows if row["execution"] == "dense"), None)
-    reference = None if dense is None else _ap(dense)
+    whole = [row for row in rows if row["keep_ratio"] == 1.0]
+    dense = next((row for row in whole if row["execution"] == "dense"), None)
+    reference = next((ap for row in whole if (ap := _ap(row)) is not None), None)
     sentences = []
     for execution in dict.fromkeys(row["execution"] for row in rows):
         own = [row for row in rows if row["execution"] == execution and row["keep_ratio"] < 1.0]
+        if any(_ap(row) is not None for row in own):
+            own = [row for row in own if _ap(row) is not None]
         good = own
         if reference is not None:
-            good = [row for row in own if (_ap(row) or 0.0) >= reference - MOST_AP_LOST]
+            good = [r for r in own if (ap := _ap(r)) is None or ap >= reference - MOST_AP_LOST]
         if good:
             best = max(good, key=lambda row: row["speedup"])
             sentences.append(_describe(best, reference) + _largest_saving(dense, best))
@@ -240,10 +260,11 @@ def describe_saving(rows: Sequence[Row]) -> list[str]:
 
 
 def _describe(row: Row, reference: float | None) -> str:
-    text = f"{row['execution']} at keep ratio {row['keep_ratio']:g} "
+    text = f"{arm_name(row)} "
     ap = _ap(row)
-    if reference is not None and ap is not None:
-        text += f"has {100 * ap:.1f} AP ({100 * (ap - reference):+.1f} against dense) and "
+    if ap is not None:
+        change = "" if reference is None else f" ({100 * (ap - reference):+.1f} against dense)"
+        text += f"has {100 * ap:.1f} AP{change} and "
     time = _less(1 - 1 / row["speedup"])
     text += f"needs {_less(row['gflops_saved'])} GFLOPs and {time} time than dense"
     plain = row.get("speedup_over_plain")
@@ -265,7 +286,7 @@ def _largest_saving(dense: Row | None, row: Row) -> str:
 
 
 def describe_break_even(rows: Sequence[Row]) -> list[str]:
-    """Returns a sentence per execution: below which keep ratio it is faster than dense."""
+    """Returns a sentence per execution: at which keep ratios it is faster than dense."""
     sentences = []
     for execution in dict.fromkeys(row["execution"] for row in rows):
         own = sorted(
@@ -274,12 +295,16 @@ def describe_break_even(rows: Sequence[Row]) -> list[str]:
         if execution == "dense" or not own:
             continue
         ratio = break_even(own)
-        if ratio is None:
-            faster = own[0][1] >= 1.0
-            text = "is faster than dense at every" if faster else "is not faster than dense at any"
-            sentences.append(f"{execution} {text} keep ratio that was measured.")
+        faster = [f"{keep:g}" for keep, speedup in own if speedup > 1.0]
+        if ratio is not None:
+            text = f"is faster than dense below a keep ratio of {ratio:.2f}"
+        elif not faster:
+            text = "is not faster than dense at any keep ratio"
+        elif len(faster) == len(own):
+            text = "is faster than dense at every keep ratio"
         else:
-            sentences.append(f"{execution} is faster than dense below a keep ratio of {ratio:.2f}.")
+            text = f"is faster than dense at a keep ratio of {', '.join(faster)}"
+        sentences.append(f"{execution} {text}, of those measured.")
     return sentences
 
 
@@ -290,12 +315,14 @@ def break_even(points: Sequence[tuple[float, float]]) -> float | None:
         points: (keep ratio, speed-up), rising ratios.
 
     Returns:
-        The last such ratio; None if the speed-up is on one side of 1 everywhere.
+        The ratio below which all are faster and above which none is; None if there is none.
     """
-    for (low, fast), (high, slow) in reversed(list(pairwise(points))):
-        if (fast >= 1.0) != (slow >= 1.0):
-            return low + (high - low) * (fast - 1.0) / (fast - slow)
-    return None
+    faster = [speedup > 1.0 for _, speedup in points]
+    count = sum(faster)
+    if not 0 < count < len(points) or not all(faster[:count]):
+        return None
+    (low, fast), (high, slow) = points[count - 1 : count + 1]
+    return low + (high - low) * (fast - 1.0) / (fast - slow)
 
 
 def _audit_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
@@ -341,13 +368,21 @@ def _ablation_section(rows: Sequence[Row], name: str, class_name: str) -> Sectio
             f"changed. Seeds: {', '.join(map(str, seeds))}. Intervals: a paired bootstrap over the "
             "validation images."
         ],
-        settings=_settings(rows[-1], {"overrides of all": " ".join(rows[-1]["base"])}),
+        settings=_settings(rows[-1], {"overrides of all": " ".join(rows[-1].get("base") or ())}),
     )
 
 
+def _failed_section(rows: Sequence[Row]) -> Section:
+    lines = [
+        [" ".join(row.get("overrides", ())) or str(row.get("arm", "")), row["error"]]
+        for row in rows
+    ]
+    return Section("Failed", tables=[("Jobs and arms", Table(["which", "why"], lines))])
+
+
 def _scale_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
-    newest = {(row["width"], row["execution"]): row for row in rows}
-    rows = list(newest.values())
+    newest = {(row["width"], row["execution"], row.get("keep_ratio")): row for row in rows}
+    rows = [{**row, "execution": _with_ratio(row)} for row in newest.values()]
     caption = "The same picture on larger and larger canvases: the objects stay as many."
     return Section(
         "Time against the size of the image",
@@ -355,6 +390,11 @@ def _scale_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
         tables=[("Measured", measured_table(rows)), ("How it grows", summary_table(rows))],
         settings=_settings(rows[-1], {"checkpoint": rows[-1].get("checkpoint")}),
     )
+
+
+def _with_ratio(row: Row) -> str:
+    ratio = row.get("keep_ratio")
+    return row["execution"] if ratio is None else f"{row['execution']}@{ratio:g}"
 
 
 def _comparison_section(rows: Sequence[Row], name: str, class_name: str) -> Section:

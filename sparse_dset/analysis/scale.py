@@ -97,15 +97,17 @@ def measure_scale(
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns per execution: ``exponent``, ``growth`` (last time over first), and
-    ``ms_per_megapixel``, what each further megapixel costs."""
+    """Returns per execution that was timed at two sizes or more: ``exponent``, ``growth`` (last
+    time over first), and ``ms_per_megapixel``, what each further megapixel costs."""
     found = []
     for name in dict.fromkeys(row["execution"] for row in rows):
         own = sorted(
             (r["pixels"], r["latency_ms"]["median"]) for r in rows if r["execution"] == name
         )
         pixels, times = zip(*own, strict=True)
-        more = (times[-1] - times[0]) / max(pixels[-1] - pixels[0], 1) * 1e6
+        if pixels[0] == pixels[-1]:
+            continue
+        more = (times[-1] - times[0]) / (pixels[-1] - pixels[0]) * 1e6
         found.append(
             {
                 "execution": name,
@@ -150,9 +152,12 @@ def scale_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Returns the figure of `plot_scale`."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    for one in summarize(rows):
-        own = [row for row in rows if row["execution"] == one["execution"]]
-        label = f"{one['execution']}: pixels^{one['exponent']:.2f}"
+    exponents = {one["execution"]: one["exponent"] for one in summarize(rows)}
+    for name in dict.fromkeys(row["execution"] for row in rows):
+        own = sorted(
+            (row for row in rows if row["execution"] == name), key=lambda row: row["pixels"]
+        )
+        label = f"{name}: pixels^{exponents[name]:.2f}" if name in exponents else name
         axes.loglog(
             [r["pixels"] / 1e6 for r in own],
             [r["latency_ms"]["median"] for r in own],

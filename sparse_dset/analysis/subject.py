@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +18,9 @@ from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.calibrate import calibrated
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.evaluate import evaluation_loader
+from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.pruner import ByContent
+from sparse_dset.models.pruner import SCORE_BY, SELECTORS, ByContent
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,20 @@ class Subject:
         Args:
             plain: the configuration that it was opened from.
         """
+        device = self.images.device
+        hardware = environment(device)
         return {
             "model": model_name(plain["checkpoint"]),
+            "weights": weights_name(plain["checkpoint"]),
             "overrides": " ".join(model_overrides()),
             "data": str(self.dataset.annotations) if self.dataset else "random images",
             "size": list(self.images.shape[-2:]),
             "batch_size": plain["batch_size"],
             "threads": torch.get_num_threads(),
-            "device": str(self.images.device),
+            "device": str(device),
+            "hardware": hardware["cpu" if device.type == "cpu" else "device"],
             "backend": self.model.backend,
+            "algorithm": self.model.algorithm,
         }
 
 
@@ -61,7 +69,7 @@ def open_subject(
 
     Args:
         plain: a composed configuration with ``checkpoint``, ``model``, ``ops``, ``batch_size`` and
-            perhaps ``data``.
+            perhaps ``data`` and ``selection``.
         size: (height, width); None: of the data, or of the model.
         num_images: how many images of a data set; of random ones there is one batch.
         device: where both go.
@@ -102,9 +110,14 @@ def open_detector(plain: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:
             f"the model is the one of {plain['checkpoint']}; leave out {model_overrides()}"
         )
     else:
+        config = load_checkpoint(plain["checkpoint"])["config"]
         selection = selection_of(plain)
+        if selection:  # what was calibrated was calibrated without it
+            offsets = config["model"]["pruner"].get("offsets") or {}
+            selection = {**selection, "calibration": None}
+            selection["offsets"] = {**offsets, **selection.get("offsets", {})}
         model = load_detector(plain["checkpoint"], pruner=selection)
-        config = with_pruner(load_checkpoint(plain["checkpoint"])["config"], selection)
+        config = with_pruner(config, selection)
     for setting in ("backend", "algorithm"):
         if plain["ops"][setting] != "auto":
             setattr(model, setting, plain["ops"][setting])
@@ -112,12 +125,26 @@ def open_detector(plain: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:
 
 
 def selection_of(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a checkpoint's pruner that are to change; a calibration goes."""
+    """Returns the settings of a checkpoint's pruner that are to change.
+
+    Raises:
+        ValueError: one is out of range, or there is no checkpoint whose pruner it could change.
+    """
     given = dict(plain.get("selection", {}))
     offsets = {k: v for k, v in (given.pop("offsets", None) or {}).items() if v is not None}
     given = {key: value for key, value in given.items() if value is not None}
     given |= {"offsets": offsets} if offsets else {}
-    return given | {"calibration": None} if given else {}
+    if given and plain["checkpoint"] is None:
+        raise ValueError(f"selection changes a checkpoint's pruner: say pruner.{next(iter(given))}")
+    for key, known in (("selector", SELECTORS), ("score_by", SCORE_BY)):
+        if given.get(key, known[0]) not in known:
+            raise ValueError(
+                f"selection.{key} must be one of {', '.join(known)}; got {given[key]!r}"
+            )
+    for key, least in (("halo", 0), ("max_tokens", 1)):
+        if given.get(key, least) < least:
+            raise ValueError(f"selection.{key} must be {least} or more, got {given[key]}")
+    return given
 
 
 def check_takes_keep_ratios(model: Detector) -> None:
@@ -142,6 +169,13 @@ def model_overrides() -> list[str]:
         if text.lstrip("+~").split("=")[0].split(".")[0] in ("model", "pruner", "losses")
         and not text.startswith("pruner.keep_ratio=")
     ]
+
+
+def weights_name(checkpoint: str | None) -> str | None:
+    """Returns a name for what a checkpoint holds: the same content, the same name."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return None
+    return hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:12]
 
 
 def model_name(checkpoint: str | None) -> str:

@@ -15,7 +15,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, evaluate_arm, measure
-from sparse_dset.analysis.subject import open_subject
+from sparse_dset.analysis.subject import open_subject, selection_of, weights_name
 from sparse_dset.analysis.table import Row, read_rows
 from sparse_dset.config import check_config
 from sparse_dset.engine.distributed import process_group
@@ -41,21 +41,25 @@ def with_absolute_paths(cfg: DictConfig) -> DictConfig:
 
 
 def job_id(plain: Mapping[str, Any]) -> str:
-    """Returns a name for what a job measures: the same settings and checkpoint, the same name.
+    """Returns a name for what a job measures: the same settings and weights, the same name.
 
     Args:
         plain: the job's configuration.
     """
     settings = {key: value for key, value in plain.items() if key not in _HOW_TO_RUN}
-    checkpoint = plain["checkpoint"]
-    if checkpoint is not None and Path(checkpoint).exists():
-        settings["checkpoint"] = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+    settings["checkpoint"] = weights_name(plain["checkpoint"]) or plain["checkpoint"]
+    if plain["execution"] == "dense":  # it keeps every token, whatever it is asked
+        settings["pruner"] = {**settings["pruner"], "keep_ratio": 1.0}
+        settings["model"] = {**settings["model"], "pruner": settings["pruner"]}
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def run_job(cfg: DictConfig) -> float | tuple[float, ...]:
     """Measures what one job asks for and writes its row, or the row that says why there is none.
+
+    What the same sweep has measured already, e.g. ``dense`` at another keep ratio, is not measured
+    again; with ``resume``, nor is what any sweep of this folder has.
 
     Args:
         cfg: of conf/sweep.yaml.
@@ -66,25 +70,28 @@ def run_job(cfg: DictConfig) -> float | tuple[float, ...]:
     Raises:
         Exception: whatever went wrong, after its row is written.
     """
-    overrides = list(HydraConfig.get().overrides.task)
-    plain = check_config(with_absolute_paths(cfg))
-    file = Path(plain["output_dir"]) / "results.jsonl"
-    job = job_id(plain)
-    shared = {"job": job, "overrides": overrides}
-    if plain["resume"] and file.exists():
-        done = finished_jobs(read_rows(file))
-        if job in done:
-            print(f"{job} is there already: {' '.join(overrides)}", flush=True)
-            return read_objectives(done[job], plain["objectives"])
+    hydra_config = HydraConfig.get()
+    overrides, sweep = list(hydra_config.overrides.task), Path(hydra_config.sweep.dir).name
+    cfg = with_absolute_paths(cfg)
+    file = Path(cfg.output_dir) / "results.jsonl"
+    shared: dict[str, Any] = {"overrides": overrides, "sweep": sweep}
     try:
-        row = {**shared, "time": now(), **measure_job(plain)}
+        plain = check_config(cfg)
+        shared["job"] = job_id(plain)
+        rows = read_rows(file) if file.exists() else []
+        known = rows if plain["resume"] else [row for row in rows if row.get("sweep") == sweep]
+        row = finished_jobs(known).get(shared["job"])
+        if row is not None:
+            print(f"{shared['job']} is there already: {' '.join(overrides)}", flush=True)
+        else:
+            row = {"kind": "sweep", **shared, **measure_job(plain), "time": now()}
+            append_row(file, row)
+            print(f"{shared['job']} is done: {' '.join(overrides)}", flush=True)
+        return read_objectives(row, plain["objectives"])
     except BaseException as error:
         why = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         append_row(file, {"kind": "failed", **shared, "time": now(), **why})
         raise
-    append_row(file, {"kind": "sweep", **row})
-    print(f"{job} is done: {' '.join(overrides)}", flush=True)
-    return read_objectives(row, plain["objectives"])
 
 
 def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +109,11 @@ def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
     with process_group(plain["device"]) as device:
         num_images = -(-config.images // config.batch_size) * config.batch_size
         subject = open_subject(plain, config.size, num_images, device)
+        evaluates = config.evaluate and plain["checkpoint"] is not None
+        if evaluates and subject.dataset is None and subject.config.get("data"):
+            raise FileNotFoundError(
+                "there are no images for AP: name data= and data.root=, or say evaluate=false"
+            )
         rows = measure(
             subject.model,
             subject.images.split(config.batch_size),
@@ -113,8 +125,9 @@ def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
         row = {
             "setup": {**subject.describe(plain), "fused": config.fuse, "seed": plain["seed"]},
             **rows[-1],
+            "selection": selection_of(plain),
         }
-        if config.evaluate and plain["checkpoint"] is not None and subject.dataset is not None:
+        if evaluates and subject.dataset is not None:
             row["metrics"] = evaluate_arm(
                 subject.model,
                 subject.dataset,
@@ -131,6 +144,7 @@ def job_settings(plain: Mapping[str, Any]) -> BenchmarkConfig:
     Raises:
         ValueError: something is out of range.
     """
+    selection_of(plain)
     execution = plain["execution"]
     return BenchmarkConfig(
         executions=(execution,),
@@ -152,9 +166,9 @@ def finished_jobs(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def failed_jobs(rows: Sequence[Row]) -> list[Row]:
-    """Returns the last failure of each command line that has not succeeded later."""
+    """Returns the last failure of each job that has not succeeded later."""
     last = {
-        tuple(text for text in row["overrides"] if not text.startswith("resume=")): row
+        frozenset(text for text in row["overrides"] if text.split("=")[0] not in _HOW_TO_RUN): row
         for row in rows
         if row["kind"] in ("sweep", "failed")
     }

@@ -38,10 +38,22 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:
-    """Returns the last row of each execution and keep ratio, ordered by them."""
-    newest = {(row["execution"], round(row["keep_ratio"], 6)): row for row in rows}
-    order = sorted(newest, key=lambda key: (EXECUTIONS.index(key[0]), key[1]))
-    return [newest[key] for key in order]
+    """Returns the last row of each execution, selection and keep ratio, ordered by them."""
+    newest = {
+        (EXECUTIONS.index(row["execution"]), selection_text(row), round(row["keep_ratio"], 6)): row
+        for row in rows
+    }
+    return [newest[key] for key in sorted(newest)]
+
+
+def selection_text(row: Row) -> str:
+    """Tells what a sweep changed of a checkpoint's pruner, e.g. "halo 1, s4 -1.50"."""
+    selection = dict(row.get("selection") or {})
+    offsets = selection.pop("offsets", {})
+    return ", ".join(
+        f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in {**selection, **offsets}.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ def _cells(row: Row, class_name: str) -> dict[str, str]:
     return {
         "execution": row["execution"],
         "keep ratio": f"{row['keep_ratio']:g}",
+        "selection": selection_text(row) or MISSING,
         "kept % S3/S4/S5": kept_text(row),
         "AP": _percent(metrics.get("AP")),
         "AP50": _percent(metrics.get("AP50")),
@@ -124,7 +137,7 @@ def arm_name(row: Row) -> str:
     """Names the execution and, where it prunes, the keep ratio."""
     if row["execution"] == "dense":
         return "dense"
-    return f"{row['execution']}@{row['keep_ratio']:g}"
+    return f"{row['execution']}@{row['keep_ratio']:g} {selection_text(row)}".rstrip()
 
 
 def by_part(gflops: Mapping[str, float]) -> dict[str, float]:

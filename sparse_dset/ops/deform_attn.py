@@ -5,6 +5,7 @@ Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Dete
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -118,10 +119,8 @@ def project_and_sample(
     _check_value(rows, supports, background, batch, 1, levels)
     if background is None:
         background = rows.new_zeros(levels, rows.shape[1])
-    has_kernel = resolve_backend("auto", rows.device, _sum_dtype(rows, weights)) == "cpu"
     if order == "auto":
-        first = _sample_first_is_cheaper(len(rows), weights, rows.shape[1]) and has_kernel
-        order = "sample_first" if first else "project_first"
+        order = cheaper_order(rows, weights.shape, weights.dtype)
     if order == "project_first":
         value = pointwise_conv(rows, weight, bias)
         empty = F.linear(background, weight, bias)
@@ -135,18 +134,23 @@ def project_and_sample(
     return projected.reshape(batch, queries, -1)
 
 
-def _sample_first_is_cheaper(num_rows: int, weights: Tensor, channels: int) -> bool:
-    """Compares both orders by their multiply-adds.
+def cheaper_order(rows: Tensor, shape: Sequence[int], dtype: torch.dtype) -> str:
+    """Compares both orders of ``project_and_sample`` by their multiply-adds.
 
     Args:
-        weights: ``[B, Q, heads, L, P]``.
-        channels: C, as wide as the projection.
+        rows: ``[M, C]``; the projection is as wide.
+        shape: of the weights, ``[B, Q, heads, L, P]``.
+        dtype: of the weights.
     """
-    queries, heads = weights.shape[0] * weights.shape[1], weights.shape[2]
-    corners = 4 * weights.numel() * channels
+    sums = torch.promote_types(torch.promote_types(rows.dtype, dtype), torch.float32)
+    if resolve_backend("auto", rows.device, sums) != "cpu":
+        return "project_first"
+    num_rows, channels = rows.shape
+    queries, heads = shape[0] * shape[1], shape[2]
+    corners = 4 * math.prod(shape) * channels
     project_first = num_rows * channels**2 + SAMPLING_COST * corners / heads
     sample_first = queries * channels**2 + SAMPLING_COST * corners
-    return sample_first < project_first
+    return "sample_first" if sample_first < project_first else "project_first"
 
 
 def dense_deform_attn(

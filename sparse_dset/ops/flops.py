@@ -31,16 +31,16 @@ def conv_flops(table: Tensor, in_channels: int, out_channels: int) -> int:
     return 2 * int((table >= 0).sum()) * in_channels * out_channels
 
 
-def sampling_flops(weights: Tensor, head_dim: int) -> int:
+def sampling_flops(num_samples: int, channels: int) -> int:
     """Counts the bilinear sampling and weighted sum of deformable attention.
 
     It is stated beside the total, as FLOP counters leave ``grid_sample`` out.
 
     Args:
-        weights: ``[B, Q, heads, L, P]``, one per sample of ``head_dim`` channels: four corners, a
-            multiply-add each.
+        num_samples: of all queries, heads, levels and points.
+        channels: of a sample: four corners, a multiply-add each.
     """
-    return 2 * 4 * weights.numel() * head_dim
+    return 2 * 4 * num_samples * channels
 
 
 @register_flop_formula(

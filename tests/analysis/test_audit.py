@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from sparse_dset.analysis.audit import (
-    CLAIMED_SETTING,
+    CLAIMED_SIZE,
     FORMS,
     PARTS,
     audit,
     audit_steps,
     compare_with_claims,
+    is_claimed,
 )
 from sparse_dset.analysis.audit_report import format_audit, plot_audit, steps_table
 from sparse_dset.analysis.benchmark import Arm
@@ -82,12 +83,15 @@ def test_modules_lie_within_their_parts():
     for row in _nano_rows():
         modules, parts = row["modules"], row["parts"]
         assert modules["backbone"]["gflops"] == pytest.approx(parts["backbone"]["gflops"])
+        # The projections before it are of the part, not of the module.
+        assert 0 < modules["decoder"]["gflops"] < parts["decoder"]["gflops"]
+        assert 0 < modules["decoder"]["mib_moved"] < parts["decoder"]["mib_moved"]
         stages = [
             costs["gflops"]
             for name, costs in modules.items()
             if name.count(".") == 3 and name.startswith("backbone.model.blocks.")
         ]
-        assert 0 <= sum(stages) <= parts["backbone"]["gflops"]
+        assert 0 < sum(stages) <= parts["backbone"]["gflops"]
         assert ("pruner" in modules) == (row["execution"] != "dense")
         assert all(costs["ms"] >= 0 and costs["parameters"] >= 0 for costs in modules.values())
 
@@ -138,14 +142,22 @@ def test_a_backbone_in_one_piece_has_no_early_decision():
     assert not any("early" in step for step in steps)
 
 
+def test_steps_of_an_early_decision_with_offsets():
+    model, config = _open("nano", "pruner=early", "pruner.offsets={s4:-1.0}")
+    steps = {r["step"]: r for r in audit_steps(model, config, torch.rand(1, 3, 64, 96), 0.3)}
+    assert steps["dense"]["kept"] == {"s3": 1.0, "s4": 1.0, "s5": 1.0}
+    assert steps["floor, early decision"]["kept"]["s5"] == pytest.approx(1 / 6)
+    assert 0 < steps["early decision"]["kept"]["s4"] < 1
+
+
 @pytest.mark.slow
 def test_the_published_audit_is_wrong_as_the_arithmetic_says():
-    depth, size = CLAIMED_SETTING
     model, config = _open("r18", "pruner=dset")
-    assert config["model"]["backbone"]["depth"] == depth
-    counted = {
-        row["part"]: row["counted"] for row in compare_with_claims(model, torch.rand(1, 3, *size))
-    }
+    images = torch.rand(1, 3, *CLAIMED_SIZE)
+    assert is_claimed(config, images)
+    assert not is_claimed(config, images[:, :, :640])
+    assert not is_claimed(compose_config("detector", ["model=dset_r18"]), images)
+    counted = {row["part"]: row["counted"] for row in compare_with_claims(model, images)}
     tokens, width = 23 * 40, 256
     rows = tokens * (1 + 4 + 16)
     attention = "attention within stride 32, without its projections"
@@ -156,7 +168,7 @@ def test_the_published_audit_is_wrong_as_the_arithmetic_says():
     assert counted["value projections of the decoder"] == pytest.approx(values / 1e9)
     assert counted["whole network"] == pytest.approx(136.5, abs=0.05)
     assert counted["backbone"] == pytest.approx(77.6, abs=0.05)
-    steps = audit_steps(model, config, torch.rand(1, 3, *size), 0.7)
+    steps = audit_steps(model, config, images, 0.7)
     zero_filled = next(row for row in steps if "zero-filled" in row["step"])
     assert zero_filled["gflops_saved"] == pytest.approx(0.006, abs=0.001)
 

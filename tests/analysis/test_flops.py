@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparse_dset import native
 from sparse_dset.analysis import closed_form_flops, count_flops
 from sparse_dset.config import build_from_config, compose_config
 from sparse_dset.models.detector import Detector
@@ -222,6 +223,20 @@ def test_model_and_random_state_are_left_alone() -> None:
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     model.eval()
+
+
+def test_what_samples_before_it_projects_samples_all_channels_for_every_head() -> None:
+    """Where rows are many and queries few, the inference form does."""
+    few = built("nano", "model.decoder.num_queries=2")
+    images = torch.rand(1, 3, 128, 160)
+    published = count_flops(few, images, execution="dense")["sampling"]
+    fused = count_flops(copy.deepcopy(few).fuse(), images, execution="dense")["sampling"]
+    heads = few.decoder.decoder.layers[0].cross_attn.num_heads
+    kernels = not native.unavailable_reason()
+    assert fused == pytest.approx(published * (heads if kernels else 1))
+    many = built("nano")
+    again = count_flops(copy.deepcopy(many).fuse(), images, execution="dense")["sampling"]
+    assert again == count_flops(many, images, execution="dense")["sampling"]
 
 
 def test_products_outside_the_parts_are_an_error() -> None:

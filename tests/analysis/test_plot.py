@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sparse_dset.analysis.plot import plot_results
+from sparse_dset.models.detector import EXECUTIONS
 
 
 def rows(with_ap: bool) -> list[dict]:
@@ -76,3 +77,8 @@ def test_rows_without_ap_are_left_out_beside_rows_that_have_it(
 def test_no_rows_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one row"):
         plot_results([], tmp_path / "plot.png")
+
+
+def test_every_execution_can_be_drawn(tmp_path: Path) -> None:
+    drawn = [{**rows(True)[0], "execution": execution} for execution in EXECUTIONS]
+    plot_results(drawn, tmp_path / "plot.png")

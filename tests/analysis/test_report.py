@@ -129,14 +129,16 @@ def _all_rows():
         "error": None,
         "saved_mib": None,
     }
-    return [*_benchmark_rows(), audit, *steps, ablation, *scale, comparison, {"kind": "epoch"}]
+    failed = {"kind": "failed", "overrides": ["model=r19"], "error": "ValueError: no r19"}
+    other = [failed, {"kind": "epoch"}]
+    return [*_benchmark_rows(), audit, *steps, ablation, *scale, comparison, *other]
 
 
 def test_what_pruning_saved_where_and_at_what_ap():
     scatter, sparse = describe_saving(_benchmark_rows())
     assert scatter == "dense_scatter loses more than 0.5 points of AP at every keep ratio measured."
     assert sparse == (
-        "sparse at keep ratio 0.3 has 49.7 AP (-0.3 against dense) and needs 40 % less GFLOPs and "
+        "sparse@0.3 has 49.7 AP (-0.3 against dense) and needs 40 % less GFLOPs and "
         "50 % less time than dense (75 % less than dense as published). Of the GFLOPs saved: "
         "neck 75 %, decoder 25 %."
     )
@@ -144,15 +146,35 @@ def test_what_pruning_saved_where_and_at_what_ap():
 
 def test_without_ap_the_fastest_row_is_told():
     rows = [row | {"metrics": None} for row in _benchmark_rows()]
-    assert describe_saving(rows)[-1].startswith("sparse at keep ratio 0.1 needs 60 % less GFLOPs")
+    assert describe_saving(rows)[-1].startswith("sparse@0.1 needs 60 % less GFLOPs")
+
+
+def test_rows_without_ap_are_passed_over_and_any_whole_row_is_the_reference():
+    rows = _benchmark_rows()
+    rows[3] |= {"metrics": None}  # the sweep was killed before its AP
+    assert describe_saving(rows)[-1].startswith("sparse@0.3 has 49.7 AP (-0.3 against dense)")
+    whole = _row("sparse", 1.0, 0.5, 0.7, 0.0)
+    (found,) = describe_saving([*_benchmark_rows()[3:], whole])
+    assert found.startswith("sparse@0.3 has 49.7 AP (-0.3 against dense)")
+    (found,) = describe_saving(_benchmark_rows()[3:])
+    assert found.startswith("sparse@0.1 has 45.0 AP and needs")
 
 
 def test_break_even():
     assert break_even([(0.1, 2.0), (0.5, 1.5), (0.9, 0.5)]) == pytest.approx(0.7)
     assert break_even([(0.1, 2.0), (1.0, 1.1)]) is None
-    scatter, sparse = describe_break_even(_benchmark_rows())
-    assert scatter == "dense_scatter is not faster than dense at any keep ratio that was measured."
-    assert sparse == "sparse is faster than dense below a keep ratio of 0.60."
+    assert break_even([(0.1, 0.9), (0.5, 1.2), (1.0, 1.1)]) is None
+    assert break_even([(0.1, 1.2), (0.5, 0.9), (0.6, 1.1), (1.0, 0.9)]) is None
+
+    def told(*speedups):
+        rows = [_row("sparse", (i + 1) / 10, 0.5, s, 0.0) for i, s in enumerate(speedups)]
+        return describe_break_even(rows)[0].removeprefix("sparse is ").removesuffix(".")
+
+    ending = ", of those measured"
+    assert told(2.0, 1.0) == f"faster than dense below a keep ratio of 0.20{ending}"
+    assert told(2.0, 1.5) == f"faster than dense at every keep ratio{ending}"
+    assert told(0.9, 0.8) == f"not faster than dense at any keep ratio{ending}"
+    assert told(0.9, 1.2) == f"faster than dense at a keep ratio of 0.2{ending}"
 
 
 def test_the_front_holds_what_nothing_beats():
@@ -170,6 +192,7 @@ def test_every_kind_of_row_has_a_section():
         "Ablation",
         "Time against the size of the image",
         "Comparison: ops",
+        "Failed",
         "Left out",
     ]
     table = report.sections[0].tables[0][1]
@@ -187,6 +210,34 @@ def test_every_kind_of_row_has_a_section():
     text = report.markdown()
     assert "![Each point" in text
     assert "| dense_scatter " in text
+
+
+def test_rows_of_older_versions_are_shown():
+    """They lack what was added later."""
+    later = {"part_ms", "speedup_over_plain", "base", "environment", "time", "kept", "seed"}
+    later |= {"saved_mib", "of_ideal", "error"}
+    rows = [
+        {key: value for key, value in row.items() if key not in later or row["kind"] == "failed"}
+        for row in _all_rows()
+    ]
+    for row in rows:
+        if row["kind"] == "ablation":
+            row["seed"] = 0
+    report = make_report(rows, "a title")
+    assert len(report.sections) == 8
+    assert "sparse@0.3" in report.markdown()
+
+
+def test_what_cannot_be_compared_stands_apart():
+    rows = [_row("sparse", ratio, 0.5, 2.0, 0.4) for ratio in (0.3, 0.5)]
+    rows[1] |= {"environment": {"cpu": "Another processor"}}
+    assert len(make_report(rows, "t").sections) == 2
+    rows[1] |= {"environment": rows[0]["environment"], "keep_ratio": 0.3}
+    assert len(make_report(rows, "t").sections[0].tables[0][1].lines) == 1
+    rows[1] |= {"selection": {"halo": 1, "offsets": {"s4": -1.5}}}
+    table = make_report(rows, "t").sections[0].tables[0][1]
+    assert table.header[2] == "selection"
+    assert [line[2] for line in table.lines] == ["-", "halo 1, s4 -1.50"]
 
 
 class _Page(HTMLParser):
@@ -241,7 +292,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     said = capsys.readouterr().out
-    assert "sparse at keep ratio 0.3" in said
+    assert "sparse@0.3 has 49.7 AP" in said
     text = (tmp_path / "out" / "report.md").read_text()
     pictures = re.findall(r"\((.*\.svg)\)", text)
     assert len(pictures) == 3

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sparse_dset.analysis.subject import selection_of
+from sparse_dset.analysis import subject
+from sparse_dset.analysis.subject import open_detector, selection_of
 from sparse_dset.analysis.sweep import (
     failed_jobs,
     finished_jobs,
@@ -74,6 +75,17 @@ def test_a_killed_sweep_goes_on_to_the_rows_of_an_unbroken_one(tmp_path):
     assert found == expected
     assert (broken / "table_0.md").read_text().count("\n|") == 12  # header, rule and ten jobs
     assert (broken / "plot_0.png").stat().st_size > 10_000
+
+
+def test_dense_is_measured_once_in_a_sweep_and_anew_in_the_next(tmp_path):
+    grid = [*QUICK, "execution=dense,sparse", "pruner.keep_ratio=0.5,0.7"]
+    for count in (3, 6):
+        code, said = _run(tmp_path, *grid)
+        assert code == 0
+        rows = _rows(tmp_path)
+        assert [row["execution"] for row in rows[-3:]] == ["dense", "sparse", "sparse"]
+        assert len(rows) == count
+    assert said.count("is there already") == 2  # once in each
 
 
 def test_two_at_once_from_other_folders(tmp_path):
@@ -158,8 +170,8 @@ def test_a_job_is_known_by_what_it_measures(tmp_path):
 
 def test_failures_that_were_mended_are_not_told():
     rows = [
-        {"kind": "failed", "job": "a", "overrides": ["x=1"]},
-        {"kind": "sweep", "job": "a", "overrides": ["x=1", "resume=true"]},
+        {"kind": "failed", "overrides": ["x=1", "y=2", "output_dir=a"]},
+        {"kind": "sweep", "job": "a", "overrides": ["y=2", "x=1", "resume=true"]},
         {"kind": "sweep", "job": "a", "overrides": ["x=1"]},
         {"kind": "failed", "job": "b", "overrides": ["x=2"]},
         {"kind": "benchmark"},
@@ -209,11 +221,56 @@ def test_the_slurm_launcher_is_configured():
     assert plain["execution"] == "sparse"
 
 
-def test_a_selection_changes_what_is_given_and_drops_the_calibration():
+def test_a_selection_is_what_is_given():
     plain = compose_config("sweep", ["model=nano"])
     assert selection_of(plain) == {}
-    plain = compose_config("sweep", ["selection.offsets.s4=-1.5", "selection.halo=1"])
-    assert selection_of(plain) == {"halo": 1, "offsets": {"s4": -1.5}, "calibration": None}
+    overrides = ["selection.offsets.s4=-1.5", "selection.halo=1"]
+    plain = compose_config("sweep", ["checkpoint=x.pt", *overrides])
+    assert selection_of(plain) == {"halo": 1, "offsets": {"s4": -1.5}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["selection.halo=1"], "a checkpoint's pruner: say pruner.halo"),
+        (["checkpoint=x.pt", "selection.halo=-1"], "halo must be 0 or more"),
+        (["checkpoint=x.pt", "selection.selector=treshold"], "one of topk, batch, threshold"),
+        (["checkpoint=x.pt", "selection.score_by=luck"], "one of learned, norm, random"),
+    ],
+)
+def test_selections_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        check_command_line("sweep", job_settings, arguments)
+
+
+def test_a_checkpoint_is_opened_with_a_selection_over_its_own(tmp_path, monkeypatch):
+    from sparse_dset.config import build_from_config
+    from sparse_dset.engine.checkpoint import save_checkpoint
+
+    config = compose_config("detector", ["model=nano", "pruner.finest=s4"])
+    config["model"]["pruner"] |= {"offsets": {"s4": -1.0}, "calibration": [0.5] * 101}
+    state = build_from_config(config, pretrained=False).state_dict()
+    save_checkpoint(tmp_path / "x.pt", model_state=state, config=config)
+    monkeypatch.setattr(subject, "model_overrides", list)
+    overrides = [f"checkpoint={tmp_path / 'x.pt'}", "selection.offsets.s5=2.0"]
+    model, opened = open_detector(compose_config("sweep", overrides))
+    assert model.pruner.offsets == (-1.0, 2.0)
+    assert opened["model"]["pruner"]["calibration"] is None
+
+
+def test_a_checkpoint_whose_images_are_not_here_is_a_failure(tmp_path):
+    from sparse_dset.config import build_from_config
+    from sparse_dset.engine.checkpoint import save_checkpoint
+
+    overrides = ["model=nano", "model.num_classes=3", "data=synthetic", "data.root=nowhere"]
+    config = compose_config("train", overrides)
+    state = build_from_config(config, pretrained=False).state_dict()
+    save_checkpoint(tmp_path / "x.pt", model_state=state, config=config)
+    quick = [option for option in TWO if option != "model=nano"]
+    code, said = _run(tmp_path / "out", f"checkpoint={tmp_path / 'x.pt'}", *quick, cwd=tmp_path)
+    assert code != 0
+    assert "data.root=, or say evaluate=false" in said
+    assert {row["kind"] for row in _rows(tmp_path / "out")} == {"failed"}
 
 
 @pytest.mark.slow

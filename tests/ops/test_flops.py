@@ -58,4 +58,4 @@ def test_sampling_is_not_in_the_total() -> None:
     assert _count(sparse_deform_attn, value, [support], locations, weights, extents) == 0
     maps = [torch.randn(2, 6, 4, 5)]
     assert _count(dense_deform_attn, maps, locations, weights, extents) == 0
-    assert sampling_flops(weights, 3) == 2 * 4 * (2 * 3 * 2 * 4) * 3
+    assert sampling_flops(weights.numel(), 3) == 2 * 4 * (2 * 3 * 2 * 4) * 3

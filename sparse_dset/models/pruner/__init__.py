@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sparse_dset.models.pruner.pruner import Decision, Pruner, grown, inherit, select
+from sparse_dset.models.pruner.pruner import (
+    SCORE_BY,
+    Decision,
+    Pruner,
+    grown,
+    inherit,
+    select,
+)
 from sparse_dset.models.pruner.scorer import TokenScorer
 from sparse_dset.models.pruner.selector import (
     BatchTopK,
@@ -17,6 +24,8 @@ from sparse_dset.models.pruner.selector import (
 )
 
 __all__ = [
+    "SCORE_BY",
+    "SELECTORS",
     "BatchTopK",
     "ByContent",
     "Decision",
@@ -33,6 +42,9 @@ __all__ = [
     "make_selector",
     "select",
 ]
+
+
+SELECTORS = ("topk", "batch", "threshold", "mass")
 
 
 def make_selector(
@@ -58,7 +70,7 @@ def make_selector(
             by_content = Mass(min_tokens, max_tokens, mass, settings)
         case _:
             raise ValueError(
-                f"pruner.selector must be topk, batch, threshold or mass, got {selector!r}"
+                f"pruner.selector must be one of {', '.join(SELECTORS)}; got {selector!r}"
             )
     return by_content.with_keep_ratio(keep_ratio) if settings else by_content
 
