@@ -175,7 +175,7 @@ def test_the_published_audit_is_wrong_as_the_arithmetic_says():
 
 def test_tables_and_picture(tmp_path):
     model, config = _open("nano")
-    steps = audit_steps(model, config, torch.rand(1, 3, 64, 96), 0.5)
+    steps = audit_steps(model, config, torch.rand(1, 3, 64, 96), 0.7)
     text = format_audit(_nano_rows(), steps, [{"part": "neck", "claimed": None, "counted": 1.0}])
     for expected in (
         "sparse@0.5",
@@ -186,6 +186,11 @@ def test_tables_and_picture(tmp_path):
         "computed",
     ):
         assert expected in text
+    assert "48 %" not in format_audit(
+        _nano_rows(),
+        [{**s, "keep_ratio": 0.5} for s in steps],
+        [{"part": "neck", "claimed": None, "counted": 1.0}],
+    )
     assert steps_table(steps).lines[0][0] == "dense"
     plot_audit(_nano_rows(), steps, tmp_path / "audit.png", "a title")
     assert (tmp_path / "audit.png").stat().st_size > 20_000
