@@ -122,7 +122,7 @@ def kept_figure(rows: Sequence[Row], execution: str) -> Figure:
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
     asked = [row["keep_ratio"] for row in own]
-    axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, zorder=1)
+    axes.plot([0, 1], [0, 100], color="0.8", linewidth=1, zorder=1)
     for level, color, marker in zip(LEVELS, ("#56B4E9", "#0072B2", "#D55E00"), "^so", strict=True):
         shares = [100 * kept_shares(row).get(level, math.nan) for row in own]
         label = f"{level}, stride {8 << LEVELS.index(level)}"

@@ -24,6 +24,7 @@ from sparse_dset.analysis.plot import (
     results_figure,
 )
 from sparse_dset.analysis.scale import measured_table, scale_figure, summary_table
+from sparse_dset.analysis.sweep import failed_jobs
 from sparse_dset.analysis.table import (
     EXPLANATION,
     Row,
@@ -33,6 +34,8 @@ from sparse_dset.analysis.table import (
     read_rows,
     results_table,
 )
+
+_ERROR_LENGTH = 500  # characters of an error that are shown, its end
 
 MOST_AP_LOST = 0.005
 """How much AP a row may lose to be called as good as dense."""
@@ -148,7 +151,7 @@ def make_report(rows: Sequence[Row], title: str, class_name: str = "car") -> Rep
     for row in rows:
         if row.get("kind") in makers:
             groups.setdefault((row["kind"], _setup_key(row)), []).append(row)
-        else:
+        elif row.get("kind") != "failed":
             left_out += 1
     if not groups:
         raise ValueError(
@@ -158,12 +161,11 @@ def make_report(rows: Sequence[Row], title: str, class_name: str = "car") -> Rep
         makers[kind](own, f"{kind}_{number}", class_name)
         for number, ((kind, _), own) in enumerate(groups.items())
     ]
-    failed = [row for row in rows if row.get("kind") == "failed"]
+    failed = _failures(rows)
     if failed:
         sections.append(_failed_section(failed))
-    if left_out > len(failed):
-        note = f"{left_out - len(failed)} rows of other kinds."
-        sections.append(Section("Left out", notes=[note]))
+    if left_out:
+        sections.append(Section("Left out", notes=[f"{left_out} rows of other kinds."]))
     return Report(title, sections)
 
 
@@ -265,10 +267,10 @@ def _describe(row: Row, reference: float | None) -> str:
     if ap is not None:
         change = "" if reference is None else f" ({100 * (ap - reference):+.1f} against dense)"
         text += f"has {100 * ap:.1f} AP{change} and "
-    time = _less(1 - 1 / row["speedup"])
-    text += f"needs {_less(row['gflops_saved'])} GFLOPs and {time} time than dense"
+    flops, time = _change(row["gflops_saved"], "fewer"), _change(1 - 1 / row["speedup"], "less")
+    text += f"needs {flops} GFLOPs and {time} time than dense"
     plain = row.get("speedup_over_plain")
-    return f"{text} ({_less(1 - 1 / plain)} than dense as published)" if plain else text
+    return f"{text} ({_change(1 - 1 / plain, 'less')} than dense as published)" if plain else text
 
 
 def _largest_saving(dense: Row | None, row: Row) -> str:
@@ -372,12 +374,26 @@ def _ablation_section(rows: Sequence[Row], name: str, class_name: str) -> Sectio
     )
 
 
-def _failed_section(rows: Sequence[Row]) -> Section:
-    lines = [
-        [" ".join(row.get("overrides", ())) or str(row.get("arm", "")), row["error"]]
+def _failures(rows: Sequence[Row]) -> list[Row]:
+    """Returns the failed jobs and arms that have not succeeded later."""
+    jobs = [row for row in rows if row.get("kind") in ("sweep", "failed") and "overrides" in row]
+    arms = {
+        (row["arm"], row["seed"]): row
         for row in rows
-    ]
-    return Section("Failed", tables=[("Jobs and arms", Table(["which", "why"], lines))])
+        if row.get("kind") in ("ablation", "failed") and "arm" in row
+    }
+    return failed_jobs(jobs) + [row for row in arms.values() if row["kind"] == "failed"]
+
+
+def _failed_section(rows: Sequence[Row]) -> Section:
+    names = [row.get("arm") or " ".join(row["overrides"]) for row in rows]
+    return Section(
+        "Failed",
+        findings=[
+            f"{name}: {row['error'].strip()[-_ERROR_LENGTH:]}"
+            for name, row in zip(names, rows, strict=True)
+        ],
+    )
 
 
 def _scale_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
@@ -418,8 +434,8 @@ def _ap(row: Row) -> float | None:
     return (row.get("metrics") or {}).get("AP")
 
 
-def _less(share: float) -> str:
-    return f"{100 * share:.0f} % less" if share >= 0 else f"{-100 * share:.0f} % more"
+def _change(saved: float, word: str) -> str:
+    return f"{100 * saved:.0f} % {word}" if saved >= 0 else f"{-100 * saved:.0f} % more"
 
 
 def _svg(figure: Figure) -> str:

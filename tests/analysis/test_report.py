@@ -16,6 +16,7 @@ import pytest
 
 from sparse_dset.analysis.plot import pareto_front
 from sparse_dset.analysis.report import (
+    _failures,
     break_even,
     describe_break_even,
     describe_saving,
@@ -138,7 +139,7 @@ def test_what_pruning_saved_where_and_at_what_ap():
     scatter, sparse = describe_saving(_benchmark_rows())
     assert scatter == "dense_scatter loses more than 0.5 points of AP at every keep ratio measured."
     assert sparse == (
-        "sparse@0.3 has 49.7 AP (-0.3 against dense) and needs 40 % less GFLOPs and "
+        "sparse@0.3 has 49.7 AP (-0.3 against dense) and needs 40 % fewer GFLOPs and "
         "50 % less time than dense (75 % less than dense as published). Of the GFLOPs saved: "
         "neck 75 %, decoder 25 %."
     )
@@ -146,7 +147,7 @@ def test_what_pruning_saved_where_and_at_what_ap():
 
 def test_without_ap_the_fastest_row_is_told():
     rows = [row | {"metrics": None} for row in _benchmark_rows()]
-    assert describe_saving(rows)[-1].startswith("sparse@0.1 needs 60 % less GFLOPs")
+    assert describe_saving(rows)[-1].startswith("sparse@0.1 needs 60 % fewer GFLOPs")
 
 
 def test_rows_without_ap_are_passed_over_and_any_whole_row_is_the_reference():
@@ -212,17 +213,28 @@ def test_every_kind_of_row_has_a_section():
     assert "| dense_scatter " in text
 
 
+def test_failures_are_told_until_they_are_mended():
+    mended = {"kind": "sweep", "overrides": ["model=r19", "resume=true"], "job": "a"}
+    broken = {"kind": "failed", "arm": "a", "seed": 0, "error": "x" * 600}
+    arms = [broken, broken | {"arm": "b"}, {"kind": "ablation", "arm": "b", "seed": 0}]
+    assert [row["error"] for row in _failures(_all_rows())] == ["ValueError: no r19"]
+    assert _failures([*_all_rows(), mended, *arms]) == [broken]
+    (finding,) = make_report([*_benchmark_rows(), broken], "t").sections[-1].findings
+    assert finding == "a: " + "x" * 500
+
+
 def test_rows_of_older_versions_are_shown():
     """They lack what was added later."""
     later = {"part_ms", "speedup_over_plain", "base", "environment", "time", "kept", "seed"}
     later |= {"saved_mib", "of_ideal", "error"}
     rows = [
-        {key: value for key, value in row.items() if key not in later or row["kind"] == "failed"}
+        {
+            key: value
+            for key, value in row.items()
+            if key not in later or (row["kind"], key) in (("failed", "error"), ("ablation", "seed"))
+        }
         for row in _all_rows()
     ]
-    for row in rows:
-        if row["kind"] == "ablation":
-            row["seed"] = 0
     report = make_report(rows, "a title")
     assert len(report.sections) == 8
     assert "sparse@0.3" in report.markdown()
