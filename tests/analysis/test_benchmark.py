@@ -181,8 +181,8 @@ def fake_flops(model: Any, images: torch.Tensor, *, execution: str, keep_ratio: 
 
 @pytest.fixture(autouse=True)
 def _flops(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = SimpleNamespace(count_flops=fake_flops)
-    monkeypatch.setitem(sys.modules, "sparse_dset.analysis.flops", module)
+    monkeypatch.setattr(benchmark, "count_flops", fake_flops)
+    monkeypatch.setattr(benchmark, "part_modules", lambda model: {"backbone": [model]})
 
 
 ARMS = (Arm("dense"), Arm("dense_scatter", 0.3), Arm("sparse", 0.3))
@@ -204,6 +204,7 @@ def test_rows_say_what_was_measured_and_how() -> None:
     assert sparse["max_difference"] == 0.0
     assert rows[0]["speedup"] == 1.0
     assert sparse["latency_ms"]["p10"] <= sparse["latency_ms"]["median"]
+    assert 0 < sparse["part_ms"]["backbone"] <= sparse["part_ms"]["total"]
     assert sparse["backend"] == "reference"
     assert sparse["image_size"] == [64, 96]
     assert sparse["environment"]["threads"] == torch.get_num_threads()
@@ -214,15 +215,15 @@ def test_rounds_take_turns_over_the_batches(monkeypatch: pytest.MonkeyPatch) -> 
     def flops_of_brightness(model: Any, images: torch.Tensor, **_: Any) -> dict:
         return {"total": float(images.sum())}
 
-    module = SimpleNamespace(count_flops=flops_of_brightness)
-    monkeypatch.setitem(sys.modules, "sparse_dset.analysis.flops", module)
+    monkeypatch.setattr(benchmark, "count_flops", flops_of_brightness)
     model = Stub()
     batches = [torch.full((2, 3, 64, 96), value) for value in (1.0, 2.0, 3.0)]
     rows = measure(model, batches, ARMS, warmup=1, repeats=3)
     assert rows[0]["gflops"]["total"] == pytest.approx(2.0 * 3 * 64 * 96)
     assert (rows[0]["batch_size"], rows[0]["images"]) == (2, 6)
-    timed = [model.seen[-12:][i : i + 3] for i in range(0, 12, 3)]
-    assert timed == [[2.0] * 3, [3.0] * 3, [1.0] * 3, [2.0] * 3]
+    # Whole passes first, then those with clocks inside.
+    timed = [model.seen[-24:][i : i + 3] for i in range(0, 24, 3)]
+    assert timed == [[value] * 3 for value in (2.0, 3.0, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0)]
 
 
 @pytest.mark.parametrize("error", [0.01, float("nan")])
