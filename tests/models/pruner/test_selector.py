@@ -151,7 +151,10 @@ def test_an_integer_one_is_a_ratio():
         (lambda: Mass(mass=0.0), r"mass must be in \(0, 1\]"),
         (lambda: TopK(min_tokens=0), "min_tokens must be at least 1"),
         (lambda: TopK(5, 4), "max_tokens = 4 is below min_tokens = 5"),
-        (lambda: make_selector("best", 0.5, 0.5, 0.9, 1, None), "one of topk, batch, threshold, mass"),
+        (
+            lambda: make_selector("best", 0.5, 0.5, 0.9, 1, None),
+            "one of topk, batch, threshold, mass",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
