@@ -20,7 +20,7 @@ from sparse_dset.analysis.audit import (
     is_claimed,
 )
 from sparse_dset.analysis.audit_report import format_audit, plot_audit
-from sparse_dset.analysis.benchmark import Arm, plan_arms
+from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, plan_arms
 from sparse_dset.analysis.subject import open_subject
 from sparse_dset.config import check_command_line, check_config
 from sparse_dset.engine.distributed import process_group
@@ -28,12 +28,10 @@ from sparse_dset.engine.loggers import append_row, now
 
 
 def _check(plain: dict[str, Any]) -> None:
-    plan_arms(plain["executions"], plain["keep_ratios"])
-    if plain["size"] is not None and (len(plain["size"]) != 2 or min(plain["size"]) < 32):
-        raise ValueError(f"size must be [height, width], 32 or more each, got {plain['size']}")
-    for name in ("batch_size", "depth", "repeats"):
-        if plain[name] < 1:
-            raise ValueError(f"{name} must be 1 or more, got {plain[name]}")
+    names = ("executions", "keep_ratios", "size", "batch_size", "threads", "warmup", "repeats")
+    BenchmarkConfig(**{name: plain[name] for name in names})
+    if plain["depth"] < 1:
+        raise ValueError(f"depth must be 1 or more, got {plain['depth']}")
 
 
 def _write(folder: Path, kind: str, shared: dict[str, Any], rows: list[dict[str, Any]]) -> None:

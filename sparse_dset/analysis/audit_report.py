@@ -88,8 +88,7 @@ def parts_table(rows: Sequence[Row]) -> Table:
     lines = []
     for row in rows:
         total = row["total"]
-        rest_ms = total["ms"] - sum(part["ms"] for part in row["parts"].values())
-        named = {**row["parts"], "rest": {"ms": rest_ms}, "total": total}
+        named = {**row["parts"], "rest": {"ms": with_rest(_part_ms(row))["rest"]}, "total": total}
         for name, costs in named.items():
             gflops, computed = costs.get("gflops"), costs.get("gflops_computed")
             lines.append(
@@ -192,16 +191,16 @@ def audit_figure(rows: Sequence[Row], steps: Sequence[Row]) -> Figure:
     _draw_steps(axes[0], steps)
     if rows:
         names = [f"{arm_name(row)} {row['form']}" for row in rows]
-        times = [
-            {part: costs["ms"] for part, costs in row["parts"].items()}
-            | {"total": row["total"]["ms"]}
-            for row in rows
-        ]
-        draw_bars(axes[1], names, [with_rest(one) for one in times])
+        draw_bars(axes[1], names, [with_rest(_part_ms(row)) for row in rows])
         axes[1].set_ylabel("ms per batch")
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
+
+
+def _part_ms(row: Row) -> dict[str, float]:
+    parts = {part: costs["ms"] for part, costs in row["parts"].items()}
+    return {**parts, "total": row["total"]["ms"]}
 
 
 def _draw_steps(axes: Axes, steps: Sequence[Row]) -> None:
