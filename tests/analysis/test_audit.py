@@ -126,6 +126,9 @@ def test_steps_save_more_and_more_and_stay_above_what_no_pruning_removes(name):
     # The steps that are executions cost what these cost.
     scattered = count_flops(model, images, execution="dense_scatter", keep_ratio=0.3)
     own_scorer = steps["stride 32 pruned, zero-filled"]["gflops"]["pruner"]
+    late = count_flops(_open(name, "pruner=dset")[0], images, execution="sparse", keep_ratio=0.3)
+    assert own_scorer == pytest.approx(late["pruner"])
+    assert own_scorer > steps["dense"]["gflops"]["pruner"] == 0
     expected = scattered["total"] - scattered["pruner"] + own_scorer
     assert steps["stride 32 pruned, zero-filled"]["gflops"]["total"] == pytest.approx(expected)
 
