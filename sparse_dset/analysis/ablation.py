@@ -14,10 +14,11 @@ from sparse_dset.analysis.benchmark import Arm, open_validation_set, sample_imag
 from sparse_dset.analysis.flops import count_flops
 from sparse_dset.analysis.table import MISSING, Table
 from sparse_dset.data.coco import CocoDetection
-from sparse_dset.engine.calibrate import calibrated, centres_kept, kept_tokens
+from sparse_dset.engine.calibrate import calibrate, centres_kept, kept_tokens, score_dataset
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.evaluate import detect, evaluation_loader
 from sparse_dset.models.detector import EXECUTIONS, Detector
+from sparse_dset.models.pruner import ByContent
 
 _NUM_COUNTED = 8  # images whose FLOPs are counted
 
@@ -87,7 +88,7 @@ class CalibratedCheckpoint:
     Args:
         path: of a training that has ended.
         pruner: settings of the pruner to change; the selector is ``threshold`` unless it says
-            otherwise.
+            otherwise. With ``topk`` or ``batch`` every image keeps the same share.
         seed: of what the pruner draws at random.
 
     Raises:
@@ -97,16 +98,19 @@ class CalibratedCheckpoint:
     def __init__(self, path: str | Path, pruner: Mapping[str, Any], seed: int = 0) -> None:
         checkpoint = load_checkpoint(path)
         _check_ended(path, checkpoint)
-        settings = {"selector": "threshold", "calibration": None, **pruner}
-        self.model: Detector = load_detector(path, pruner=settings)
+        changes = {"selector": "threshold", "calibration": None, **pruner}
+        self.model: Detector = load_detector(path, pruner=changes)
         config = checkpoint["config"]
         self.dataset: CocoDetection = open_validation_set(
             config["data"], None, config["model"]["class_names"]
         )
         self.seed = seed
         torch.manual_seed(seed)
-        selector, self.scored = calibrated(self.model, self._loader(), progress=False)
-        self.model.pruner.selector = selector
+        self.scored = score_dataset(self.model, self._loader(), progress=False)
+        pruner = self.model.pruner
+        if isinstance(pruner.selector, ByContent):
+            settings = calibrate(pruner.selector, self.scored, pruner.halo)
+            pruner.selector = pruner.selector.with_calibration(settings)
 
     def measure(self, arm: Arm, *, bootstrap: int) -> dict[str, Any]:
         """Measures one arm.
@@ -131,7 +135,7 @@ class CalibratedCheckpoint:
             count_flops(self.model, x, execution=arm.execution, keep_ratio=ratio)["total"]
             for x in images
         ]
-        selector = self.model.pruner.selector.with_keep_ratio(arm.keep_ratio)
+        selector = self.model.pruner.selector.by_image().with_keep_ratio(arm.keep_ratio)
         kept = kept_tokens(selector, self.scored, self.model.pruner.halo)
         return {
             "execution": arm.execution,
