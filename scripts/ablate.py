@@ -24,6 +24,7 @@ from sparse_dset.analysis.ablation import (
 from sparse_dset.analysis.table import read_rows
 from sparse_dset.config import check_command_line, check_config, compose_config
 from sparse_dset.engine.loggers import append_row, environment, now
+from sparse_dset.engine.plan import check_plan
 
 _TRAIN = Path(__file__).with_name("train.py")
 
@@ -36,8 +37,9 @@ def _check(plain: dict[str, Any]) -> None:
         raise ValueError(f"only names {unknown[0]!r}; the arms are {', '.join(arms)}")
     for arm in arms.values():
         arm.plan(plain["keep_ratios"])
+        check_plan(compose_config("train", [*plain["base"], *arm.train]))
         settings = [f"pruner.{key}={value}" for key, value in arm.pruner.items()]
-        compose_config("train", [*plain["base"], *arm.train, *settings])
+        compose_config("train", [*plain["base"], *settings])
 
 
 def _train(arm: AblationArm, seed: int, base: list[str], folder: Path) -> None:
@@ -67,10 +69,12 @@ def main(cfg: DictConfig) -> None:
     folder = Path(plain["output_dir"])
     arms = read_arms(plain["arms"])
     metrics = [f"AP/{plain['class_name']}", "AP"]
+    failed = []
     for seed in plain["seeds"]:
         for name in plain["only"] or arms:
-            _run(arms[name], seed, plain, folder)
-            rows = read_rows(folder / "results.jsonl")
+            if not _run(arms[name], seed, plain, folder):
+                failed.append(f"{name}, seed {seed}")
+            rows = [row for row in read_rows(folder / "results.jsonl") if _is_current(row, plain)]
             for metric in metrics:
                 table = ablation_table(rows, list(arms), metric, next(iter(arms))).markdown()
                 (folder / f"{metric.replace('/', '_')}.md").write_text(f"{table}\n")
@@ -78,14 +82,30 @@ def main(cfg: DictConfig) -> None:
         path = folder / f"{metric.replace('/', '_')}.md"
         print(f"\n{metric}, in points; difference from {next(iter(arms))} [95 % of the images]\n")
         print(path.read_text())
+    if failed:
+        raise SystemExit(f"error: failed: {'; '.join(failed)} (see {folder / 'results.jsonl'})")
 
 
-def _run(arm: AblationArm, seed: int, plain: dict[str, Any], folder: Path) -> None:
+def _settings(name: str, plain: dict[str, Any]) -> dict[str, Any]:
+    """An arm's settings, with those of the arm that it starts from."""
+    own = plain["arms"][name] or {}
+    return {**(plain["arms"][own["start"]] or {} if "start" in own else {}), **own}
+
+
+def _is_current(row: dict[str, Any], plain: dict[str, Any]) -> bool:
+    """Whether a row was measured with the settings that its arm has now."""
+    if row["arm"] not in plain["arms"]:
+        return False
+    return (row["base"], row["settings"]) == (plain["base"], _settings(row["arm"], plain))
+
+
+def _run(arm: AblationArm, seed: int, plain: dict[str, Any], folder: Path) -> bool:
+    """Trains and measures what is missing; whether it worked."""
     rows_file = folder / "results.jsonl"
     shared = {
         "arm": arm.name,
         "seed": seed,
-        "settings": plain["arms"][arm.name],
+        "settings": _settings(arm.name, plain),
         "base": plain["base"],
     }
     rows = read_rows(rows_file) if rows_file.exists() else []
@@ -100,7 +120,7 @@ def _run(arm: AblationArm, seed: int, plain: dict[str, Any], folder: Path) -> No
         if (one.execution, one.keep_ratio) not in measured
     ]
     if not missing:
-        return
+        return True
     trained = folder / f"{arm.start or arm.name}-{seed}"
     try:
         if arm.start is None:
@@ -116,6 +136,8 @@ def _run(arm: AblationArm, seed: int, plain: dict[str, Any], folder: Path) -> No
     except Exception as error:
         append_row(rows_file, {"kind": "failed", **shared, "error": str(error)})
         print(f"{arm.name}, seed {seed} failed: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import open_validation_set
 from sparse_dset.analysis.table import markdown_table
-from sparse_dset.config import build_from_config, check_command_line, check_config, with_pruner
+from sparse_dset.config import check_command_line, check_config, with_pruner
 from sparse_dset.engine.calibrate import (
     calibrated,
     centres_kept,
     kept_tokens,
     mean_share,
 )
-from sparse_dset.engine.checkpoint import load_checkpoint, model_weights, replace_config
+from sparse_dset.engine.checkpoint import load_checkpoint, load_detector, replace_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.evaluate import evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment, now
@@ -43,12 +43,10 @@ def main(cfg: DictConfig) -> None:
     """Calibrates, writes the checkpoint and a row, and prints what is kept at some ratios."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    checkpoint = load_checkpoint(cfg.checkpoint)
     settings = {"selector": cfg.selector, "keep_ratio": cfg.keep_ratio, "calibration": None}
     settings |= {key: cfg[key] for key in ("halo", "score_by") if cfg[key] is not None}
-    config = with_pruner(checkpoint["config"], settings)
-    model = build_from_config(config, pretrained=False)
-    model.load_state_dict(model_weights(checkpoint))
+    model = load_detector(cfg.checkpoint, pruner=settings)
+    config = with_pruner(load_checkpoint(cfg.checkpoint)["config"], settings)
     halo = model.pruner.halo
     asked = check_config(cfg).get("data")
     dataset = open_validation_set(asked or config["data"], cfg.size, config["model"]["class_names"])

@@ -12,7 +12,6 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import nn
@@ -22,6 +21,7 @@ from sparse_dset.data.coco import CocoDetection
 from sparse_dset.data.transforms import Mosaic
 from sparse_dset.engine import distributed
 from sparse_dset.engine.checkpoint import load_checkpoint, load_weights, model_weights
+from sparse_dset.engine.plan import check_plan
 from sparse_dset.engine.train import Trainer, prepare
 
 
@@ -35,22 +35,6 @@ def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection) -> l
             f"{val_set.class_names} in {val_set.annotations}"
         )
     return list(val_set.class_names)
-
-
-def _check(plain: dict[str, Any]) -> None:
-    """Builds the settings that need no data; each names a value that is out of its range."""
-    for name in ("train", "optim"):
-        try:
-            hydra.utils.instantiate(plain[name])
-        except InstantiationException as error:
-            raise ValueError(str(error.__cause__ or error)) from error
-    if plain["peer"] not in (None, "hugging_face"):
-        raise ValueError(f"peer must be hugging_face or null, got {plain['peer']!r}")
-    if plain["pruner"]["score_by"] != "learned":
-        raise ValueError(
-            f"pruner.score_by={plain['pruner']['score_by']} has nothing to train: train with "
-            "learned, and change it with scripts/calibrate.py"
-        )
 
 
 def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -82,8 +66,7 @@ def main(cfg: DictConfig) -> None:
         cfg.model.num_classes = len(cfg.model.class_names)
         cfg.model.image_size = cfg.data.size  # predict resizes as the validation does
         record = check_config(cfg)
-        pretrained = resume is None and cfg.weights is None
-        model = _build(record, pretrained)
+        model = _build(record, pretrained=resume is None)
         if cfg.weights is not None:
             print(load_weights(model, model_weights(load_checkpoint(cfg.weights))))
         trainer = Trainer(
@@ -101,5 +84,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_command_line("train", _check)
+    check_command_line("train", check_plan)
     main()

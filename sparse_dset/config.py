@@ -120,17 +120,18 @@ def check_command_line(
 
 def _check_complete(cfg: DictConfig) -> None:
     """Names the first value that is still to be given."""
-    for key, value in _leaves(OmegaConf.to_container(cfg, resolve=False)):
+    for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
         if value == "???":
             raise ValueError(f"{key} must be given: {key}=...")
 
 
-def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+def leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Gives the dotted name and the value of whatever is no dict in nested dicts."""
     if not isinstance(node, dict):
         yield prefix.removesuffix("."), node
         return
     for key, value in node.items():
-        yield from _leaves(value, f"{prefix}{key}.")
+        yield from leaves(value, f"{prefix}{key}.")
 
 
 def _sweep_values(text: str) -> list[str]:
@@ -193,10 +194,11 @@ def build_detector(
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     """Adds the nearest known key to hydra's message about an override that it refused."""
     known = _known_keys(OmegaConf.to_container(compose(name), resolve=False))
+    groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
-        close = _nearest(key, known)
-        if key not in known and close:
+        close = _nearest(key, [*known, *groups])
+        if key not in known and key.split("/")[0] not in groups and close:
             return f"{error}\n{key!r} is not known here; did you mean {close!r}?"
     return str(error)
 

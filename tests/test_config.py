@@ -33,6 +33,11 @@ def test_a_typo_names_the_nearest_key(override):
         build_detector("nano", 3, [override])
 
 
+def test_a_typo_after_a_group_names_the_nearest_key():
+    with pytest.raises(ValueError, match=r"'train\.epoch' .* did you mean 'train\.epochs'"):
+        compose_config("train", ["experiment=demo", "train.epoch=3"])
+
+
 def test_a_typo_in_a_group_is_refused():
     with pytest.raises(ValueError, match="prunner"):
         compose_config("detector", ["prunner=dset"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 
 def rank() -> int:
@@ -57,6 +58,13 @@ def any_process(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(int(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives every process the buffers that the main process has."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def gather(value: Any) -> list[Any]:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from sparse_dset.checks import check_number
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -21,7 +23,7 @@ class OptimConfig:
         backbone_factor: the backbone learns at ``lr * backbone_factor``.
         pruner_factor: the pruner learns at ``lr * pruner_factor``: it is small, new, and alone with
             its loss.
-        weight_decay: of matrices and kernels; norms and biases have none.
+        weight_decay: of matrices and kernels; see `parameter_groups`.
         betas: of AdamW.
         schedule: ``cosine`` falls over all steps after the warm-up, ``flat_cosine`` only after
             ``flat_until`` of them, ``multistep`` is multiplied by ``gamma`` at each milestone.
@@ -48,25 +50,22 @@ class OptimConfig:
         # A list from a configuration file becomes a tuple: the value is frozen.
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        at_least_zero = ("backbone_factor", "pruner_factor", "weight_decay")
-        if self.lr <= 0 or any(getattr(self, name) < 0 for name in at_least_zero):
-            raise ValueError(
-                f"optim needs lr > 0 and {', '.join(at_least_zero)} >= 0, got {self.lr} and "
-                f"{[getattr(self, name) for name in at_least_zero]}"
-            )
+        check_number("optim.lr", self.lr, above=0)
+        for name in ("backbone_factor", "pruner_factor", "weight_decay", "gamma"):
+            check_number(f"optim.{name}", getattr(self, name), at_least=0)
+        check_number("optim.warmup_steps", self.warmup_steps, at_least=0, whole=True)
+        for name in ("flat_until", "final_factor"):
+            check_number(f"optim.{name}", getattr(self, name), at_least=0, at_most=1)
+        if len(self.betas) != 2:
+            raise ValueError(f"optim.betas must be two numbers, got {self.betas}")
+        for beta in self.betas:
+            check_number("optim.betas", beta, at_least=0, below=1)
+        for milestone in self.milestones:
+            check_number("optim.milestones (shares of the steps)", milestone, at_least=0, at_most=1)
         if self.schedule not in ("cosine", "flat_cosine", "multistep", "constant"):
             raise ValueError(
                 f"optim.schedule must be cosine, flat_cosine, multistep or constant, "
                 f"got {self.schedule!r}"
-            )
-        if (
-            self.warmup_steps < 0
-            or not 0 <= self.flat_until <= 1
-            or not 0 <= self.final_factor <= 1
-        ):
-            raise ValueError(
-                "optim needs warmup_steps >= 0 and flat_until, final_factor in [0, 1], got "
-                f"{self.warmup_steps}, {self.flat_until}, {self.final_factor}"
             )
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"optim.milestones must ascend, got {self.milestones}")
@@ -100,14 +99,17 @@ def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     """Splits the trainable parameters by backbone, pruner or neither, and by weight decay.
 
-    Parameters with fewer than two dimensions are norms and biases: no weight decay.
+    Norms, biases (those of experts have two dimensions) and the decoder's background are not
+    decayed.
     """
     factors = {"new": 1.0, "pruner": config.pruner_factor, "backbone": config.backbone_factor}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = name.partition(".")[0]
-            key = (part if part in factors else "new", parameter.dim() >= 2)
+            last = name.rpartition(".")[2]
+            decays = parameter.dim() >= 2 and not last.startswith(("bias", "background"))
+            key = (part if part in factors else "new", decays)
             groups.setdefault(key, []).append(parameter)
     return [
         {

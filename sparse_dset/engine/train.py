@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from sparse_dset.checks import check_number
 from sparse_dset.data.collate import Batch, collate
 from sparse_dset.engine import distributed
 from sparse_dset.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -40,6 +41,7 @@ from sparse_dset.engine.randomness import (
     set_deterministic,
     set_rng_state,
 )
+from sparse_dset.engine.resume import changed_settings
 from sparse_dset.models.detector import EXECUTIONS
 from sparse_dset.models.synced_norm import SyncedBatchNorm
 
@@ -66,15 +68,17 @@ class PruningSchedule:
     def __post_init__(self) -> None:
         # A list from a configuration file becomes a tuple: the value is frozen.
         object.__setattr__(self, "ratio_range", tuple(self.ratio_range))
-        low, high = self.ratio_range
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be 0 or more, got {self.warmup_epochs}")
+        for name in ("warmup_epochs", "ratio_power"):
+            check_number(f"train.pruning.{name}", getattr(self, name), at_least=0)
         if self.ratio not in ("fixed", "random"):
             raise ValueError(f"ratio must be fixed or random, got {self.ratio!r}")
-        if self.ratio_power < 0:
-            raise ValueError(f"ratio_power must be 0 or more, got {self.ratio_power}")
-        if not 0.0 < low <= high <= 1.0:
-            raise ValueError(f"ratio_range must be 0 < low <= high <= 1, got {self.ratio_range}")
+        for ratio in self.ratio_range:
+            check_number("train.pruning.ratio_range", ratio, above=0, at_most=1)
+        if len(self.ratio_range) != 2 or self.ratio_range[0] > self.ratio_range[1]:
+            raise ValueError(
+                "train.pruning.ratio_range must be the lowest and the highest ratio, got "
+                f"{list(self.ratio_range)}"
+            )
 
     def progress(self, epoch: float) -> float:
         """How far pruning has come, in [0, 1], after ``epoch`` epochs (fractions count)."""
@@ -159,15 +163,23 @@ class TrainConfig:
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every"):
+            check_number(f"train.{name}", getattr(self, name), at_least=1, whole=True)
         for name in ("num_workers", "eval_every", "save_every_steps", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be 1 or more evaluations, got {self.patience}")
+            check_number(f"train.{name}", getattr(self, name), at_least=0, whole=True)
+        for name in ("patience", "max_steps", "threads"):
+            if getattr(self, name) is not None:
+                check_number(f"train.{name}", getattr(self, name), at_least=1, whole=True)
+        for name in ("clip_norm", "max_minutes"):
+            if getattr(self, name) is not None:
+                check_number(f"train.{name} (null: no limit)", getattr(self, name), above=0)
+        check_number("train.ema_decay", self.ema_decay, at_least=0, below=1)
+        check_number("train.ema_tau", self.ema_tau, at_least=0)
+        if self.patience is not None and not self.eval_every:
+            raise ValueError(
+                f"train.patience={self.patience} counts evaluations, and train.eval_every=0 makes "
+                "none: set train.eval_every=1, or patience to null"
+            )
         if self.execution is not None and self.execution not in EXECUTIONS:
             raise ValueError(
                 f"execution must be one of {', '.join(EXECUTIONS)}; got {self.execution!r}"
@@ -244,7 +256,7 @@ class Trainer:
         with self._writer() as writer, _caught_signals() as signals:
             if self.step >= (self.closed_epochs + 1) * self.steps_per_epoch:
                 self._close_epoch(writer)
-            while self.step < self.total_steps and not self._is_stale():
+            while self.step < self._last_step and not self._is_stale():
                 for _ in self._epoch_steps(writer):
                     if self._must_stop(started, signals):
                         break
@@ -291,8 +303,9 @@ class Trainer:
         """Continues from a checkpoint as if the run had never stopped.
 
         Raises:
-            ValueError: the file is no training checkpoint, or the order of the images would not
-                go on as it was (other seed, batch size, number of images or processes).
+            ValueError: the file is no training checkpoint, or the run would not go on as it was:
+                a setting that bears on what is learnt has changed, or the number of images or of
+                processes.
         """
         state = load_checkpoint(path)
         if "optimizer" not in state or "run" not in state:
@@ -300,9 +313,8 @@ class Trainer:
                 f"{path} has no training state to resume; start from it with weights={path}"
             )
         changed = {
-            name: (value, state["run"].get(name))
-            for name, value in self._run_layout().items()
-            if value != state["run"].get(name)
+            **changed_settings(self._run_layout(), state["run"]),
+            **changed_settings(self.record, state["config"]),
         }
         if changed:
             raise ValueError(
@@ -504,6 +516,8 @@ class Trainer:
         every = self.config.eval_every
         if self.val_set is None or not every or (epoch % every and epoch != self.config.epochs):
             return {}
+        # Each process has its own BatchNorm statistics; the checkpoint has those of the main one.
+        distributed.share_buffers(self.ema.model)
         with local_seed(self.config.seed):
             return evaluate(
                 self.ema.model,
@@ -554,8 +568,13 @@ class Trainer:
         config = self.config
         minutes = (time.monotonic() - started) / 60.0
         late = config.max_minutes is not None and minutes >= config.max_minutes
-        enough = config.max_steps is not None and self.step >= config.max_steps
+        enough = self.step >= self._last_step
         return distributed.any_process(bool(late or enough or signals), self.device)
+
+    @property
+    def _last_step(self) -> int:
+        limit = self.config.max_steps
+        return self.total_steps if limit is None else min(self.total_steps, limit)
 
     @contextmanager
     def _writer(self) -> Iterator[SummaryWriter | None]:

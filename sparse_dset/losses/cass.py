@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.checks import check_number
+from sparse_dset.losses.targets import PaddedTargets, mean_over_ranks
 from sparse_dset.losses.varifocal import negative_weight
 
 Shape = Literal["gaussian", "linear"]
@@ -115,8 +116,9 @@ class CassLoss(nn.Module):
             raise ValueError(f"shape must be 'gaussian' or 'linear', got {shape!r}")
         if balanced and loss != "varifocal":
             raise ValueError(f"balanced needs loss = 'varifocal', got {loss!r}")
-        if band < 0 or min_size < 0:
-            raise ValueError(f"band and min_size must be >= 0, got {band} and {min_size}")
+        settings = {"weight": weight, "band": band, "min_size": min_size, "gamma": gamma}
+        for name, value in settings.items():
+            check_number(f"losses.cass.{name}", value, at_least=0)
         self.weight = weight
         self.loss = loss
         self.band = band
@@ -146,7 +148,7 @@ class CassLoss(nn.Module):
         objects = objects * valid.unsqueeze(1)
         goal = objects.amax(dim=1)
         logits = token_scores.float().masked_fill(~valid, 0.0)
-        total = goal.sum().clamp(min=1.0)
+        total = mean_over_ranks(goal.sum())
         if self.loss == "focal":
             weight = (goal - logits.detach().sigmoid()).abs().pow(self.gamma) / total
         else:
@@ -157,11 +159,11 @@ class CassLoss(nn.Module):
 
 
 def _shares(objects: Tensor) -> Tensor:
-    """The weight of each cell, for targets ``[B, G, H, W]`` of single objects: 1 in all, of which
-    every object has the same part."""
+    """The weight of each cell, for targets ``[B, G, H, W]`` of single objects: 1 in all, the mean
+    over the processes, of which every object has the same part."""
     size = objects.sum((-1, -2), keepdim=True)
     shares = (objects / size.clamp(min=1.0)).sum(1)
-    return shares / shares.sum().clamp(min=1.0)
+    return shares / mean_over_ranks(shares.sum())
 
 
 def _outside(center: Tensor, size: Tensor, length: int, band: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset.losses.boxes import box_giou, box_iou, box_l1
-from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.losses.targets import PaddedTargets, mean_over_ranks
 from sparse_dset.losses.varifocal import varifocal_loss
 
 # Floors that keep every candidate's alignment above 0, so that an object whose candidates do not
@@ -185,7 +185,7 @@ class DenseSupervision(nn.Module):
 
         found, objects = boxes[batch, token], targets.boxes[batch, target]
         loss_box = (weight * (1 - box_giou(found, objects) + box_l1(found, objects))).sum()
-        divisor = quality.sum().clamp(min=1.0)
+        divisor = mean_over_ranks(quality.sum())
         return {
             "loss_dense_cls": self.weight_cls * loss_cls / divisor,
             "loss_dense_box": self.weight_box * loss_box / divisor,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_dset.checks import check_number
 from sparse_dset.losses.balance import load_balance_loss
 from sparse_dset.losses.cass import CassLoss
 from sparse_dset.losses.criterion import SetCriterion
@@ -152,10 +153,23 @@ def make_losses(
     balance_decoder: float = 0.01,
     distill: float = 0.0,
 ) -> Losses:
-    """Makes all losses from flat settings; dense supervision is off when both its weights are 0."""
+    """Makes all losses from flat settings; dense supervision is off when both its weights are 0.
+
+    Raises:
+        ValueError: a weight is negative.
+    """
+    weights = {"vfl": vfl, "bbox": bbox, "giou": giou}
+    others = {
+        "dense_cls": dense_cls,
+        "dense_box": dense_box,
+        "balance_encoder": balance_encoder,
+        "balance_decoder": balance_decoder,
+        "distill": distill,
+    }
+    for name, value in {**weights, **others}.items():
+        check_number(f"losses.{name}", value, at_least=0)
     dense = None
     if dense_cls or dense_box:
         dense = DenseSupervision(width, num_classes, dense_cls, dense_box)
-    weights = {"vfl": vfl, "bbox": bbox, "giou": giou}
     criterion = SetCriterion(HungarianMatcher(), weights)
     return Losses(criterion, cass, dense, balance_encoder, balance_decoder, distill)

@@ -59,7 +59,7 @@ def pad_targets(
         labels=labels.to(device, torch.int64),
         boxes=boxes.to(device, torch.float32),
         mask=mask.to(device),
-        num_boxes=_mean_over_ranks(num_boxes, device),
+        num_boxes=float(mean_over_ranks(torch.tensor(float(num_boxes), device=device))),
     )
 
 
@@ -103,9 +103,17 @@ def _check_boxes(boxes: Tensor, mask: Tensor, image_ids: list[Any]) -> None:
         )
 
 
-def _mean_over_ranks(count: int, device: torch.device | str) -> float:
-    if not (dist.is_available() and dist.is_initialized()):
-        return max(float(count), 1.0)
-    total = torch.tensor(float(count), device=device)
-    dist.all_reduce(total)
-    return max(float(total) / dist.get_world_size(), 1.0)
+def mean_over_ranks(total: Tensor) -> Tensor:
+    """What a sum over the objects is divided by, so that each weighs the same in every process.
+
+    Args:
+        total: a scalar that this process has summed up, e.g. its number of objects.
+
+    Returns:
+        The mean over all processes, at least 1, without a gradient.
+    """
+    total = total.detach().clone()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        total = total / dist.get_world_size()
+    return total.clamp(min=1.0)

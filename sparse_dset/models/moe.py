@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_dset.checks import check_number
 from sparse_dset.models.layers import within_half
 from sparse_dset.ops.segment import segment_mean
 
@@ -105,7 +106,10 @@ class MoEFeedForward(nn.Module):
             logits = segment_mean(logits, group, int(group.max()) + 1)[group]
         probs = logits.softmax(dim=-1)
         gates, experts = probs.topk(self.top_k, dim=-1)
-        gates = gates / gates.sum(dim=-1, keepdim=True)
+        # Of one expert alone the gate is 1 whatever the router says; it keeps the gradient of the
+        # log-probability, from which the router learns what the task needs.
+        whole = gates.detach() if self.top_k == 1 else gates
+        gates = gates / whole.sum(dim=-1, keepdim=True)
 
         order = experts.flatten().argsort(stable=True)
         token_of = order // self.top_k
@@ -129,6 +133,10 @@ class MoEConfig:
     num_experts: int
     top_k: int
     patch_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "top_k", "patch_size"):
+            check_number(f"moe.{name}", getattr(self, name), at_least=1, whole=True)
 
 
 class FeedForward(nn.Module):

@@ -99,6 +99,7 @@ def trained(tmp_path):
         "data.size=[96,160]",
         "weights=null",
         "model.backbone.weights=null",
+        "train.freeze_statistics=false",
         "train.batch_size=3",
         "train.eval_every=0",
         "train.progress_bar=false",
@@ -132,13 +133,23 @@ def test_an_ablation_goes_on_where_it_was(trained):
     assert names == [("base", "dense"), ("base", "sparse")]
     assert all(len(r["samples"]["AP"]) == 5 and r["gflops"] > 0 for r in rows())
     second = run("only=[base,halo,broken]")
-    assert second.returncode == 0, second.stderr
+    assert second.returncode == 1
+    assert "failed: broken, seed 0" in second.stderr
     assert second.stdout.count("train.py") == 1  # the broken one alone
     assert [r["arm"] for r in rows() if r["kind"] == "ablation"] == ["base"] * 2 + ["halo"] * 2
     assert "not finite" in rows()[-1]["error"]
+    # An arm whose settings have changed is not measured with what the former ones trained.
+    changed = run("only=[base]", "+arms.base.train=['losses.cass.band=1.2']")
+    assert changed.returncode == 1
+    assert "'losses.cass.band': (1.2, 0.3)" in rows()[-1]["error"]
+    assert len(rows()) == 6
+    assert (folder / "out/AP.md").read_text().count("base") == 0
     refused = run("only=[bas]")
     assert refused.returncode != 0
     assert "the arms are base, dense, " in refused.stderr
+    refused = run("only=[broken]", "arms.broken.train=['train.epochs=abc']")
+    assert refused.returncode != 0
+    assert "train.epochs must be a whole number" in refused.stderr
     for pruner in ({"score_by": "norm"}, {"selector": "topk"}, {"selector": "batch"}):
         checkpoint = CalibratedCheckpoint(folder / "out/base-0/last.pt", pruner)
         assert checkpoint.model.pruner.score_by == pruner.get("score_by", "learned")

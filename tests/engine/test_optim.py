@@ -11,6 +11,7 @@ from sparse_dset.engine.optim import (
     lr_factor,
     parameter_groups,
 )
+from sparse_dset.models.moe import Experts
 
 
 def test_groups_hold_every_parameter_once_with_its_settings(stub_detector: type[nn.Module]) -> None:
@@ -34,6 +35,15 @@ def test_the_pruner_has_a_learning_rate_of_its_own() -> None:
     assert groups["pruner_decay"]["params"] == [model["pruner"].weight]
     assert groups["pruner_no_decay"]["lr"] == pytest.approx(0.3)
     assert groups["new_decay"]["lr"] == 0.1
+
+
+def test_neither_the_biases_of_experts_nor_the_background_are_decayed() -> None:
+    model = nn.ModuleDict({"experts": Experts(2, 4, 8), "decoder": nn.Module()})
+    model["decoder"].background = nn.Parameter(torch.zeros(3, 4))
+    groups = {g["name"]: g["params"] for g in parameter_groups(model, OptimConfig())}
+    experts = model["experts"]
+    assert [p.shape for p in groups["new_decay"]] == [experts.weight1.shape, experts.weight2.shape]
+    assert any(p is model["decoder"].background for p in groups["new_no_decay"])
 
 
 def test_frozen_parameters_are_left_out(stub_detector: type[nn.Module]) -> None:
@@ -85,6 +95,9 @@ def test_scheduler_scales_every_group(stub_detector: type[nn.Module]) -> None:
         {"warmup_steps": -1},
         {"milestones": (0.9, 0.5)},
         {"final_factor": 2.0},
+        {"milestones": (2, 3)},
+        {"betas": (0.9,)},
+        {"lr": "fast"},
     ],
 )
 def test_bad_settings_are_refused(settings: dict) -> None:

@@ -4,13 +4,13 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.checkpoint import load_checkpoint
@@ -50,7 +50,7 @@ def make_trainer(
             data,
             config=config,
             optim=OptimConfig(lr=1e-2, warmup_steps=3),
-            record={"model": {"name": "stub"}},
+            record={"model": {"name": "stub"}, "train": asdict(config)},
             device=CPU,
         )
 
@@ -103,7 +103,7 @@ def test_checkpoint_loads_with_the_defaults_of_torch_and_is_complete(
     trainer = make_trainer()
     trainer.fit()
     content = torch.load(trainer.folder / "last.pt")
-    assert content["config"] == {"model": {"name": "stub"}}
+    assert content["config"] == {"model": {"name": "stub"}, "train": asdict(trainer.config)}
     assert set(content["rng"][0]) == {"python", "numpy", "torch", "cuda"}
     assert all(type(value) is float for value in content["metrics"].values())
     assert content["step"] == 9
@@ -116,6 +116,11 @@ def test_resuming_is_refused_where_it_cannot_be_exact(make_trainer: Callable[...
     trainer.fit()
     with pytest.raises(ValueError, match=r"batch_size.*3, 2"):
         make_trainer(batch_size=3).resume(trainer.folder / "last.pt")
+    with pytest.raises(ValueError, match=r"'train\.clip_norm': \(1\.0, 10\.0\)"):
+        make_trainer(clip_norm=1.0).resume(trainer.folder / "last.pt")
+    with pytest.raises(ValueError, match=r"'train\.pruning\.ratio': \('random', 'fixed'\)"):
+        make_trainer(pruning=PruningSchedule(1.0, "random")).resume(trainer.folder / "last.pt")
+    make_trainer("elsewhere", max_steps=9, eval_every=3).resume(trainer.folder / "last.pt")
     torch.save({"model": {}, "config": {}}, trainer.folder / "weights.pt")
     with pytest.raises(ValueError, match="weights="):
         trainer.resume(trainer.folder / "weights.pt")
@@ -312,14 +317,35 @@ class _Interrupt:
         return image, target
 
 
+def test_a_limit_of_steps_holds_when_it_is_resumed(make_trainer: Callable[..., Trainer]) -> None:
+    make_trainer(max_steps=2).fit()
+    trainer = make_trainer(max_steps=2)
+    trainer.resume(trainer.folder / "last.pt")
+    trainer.fit()
+    assert trainer.step == 2
+
+
 def test_time_limit_stops_with_a_checkpoint(make_trainer: Callable[..., Trainer]) -> None:
-    trainer = make_trainer(max_minutes=0.0)
+    trainer = make_trainer(max_minutes=1e-9)
     trainer.fit()
     assert load_checkpoint(trainer.folder / "last.pt")["step"] == 1
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epochs": 0}, {"amp": "half"}, {"batch_size": 0}, {"seed": -1}, {"patience": 0}]
+    "settings",
+    [
+        {"epochs": 0},
+        {"epochs": "abc"},
+        {"amp": "half"},
+        {"accumulate": 1.5},
+        {"seed": -1},
+        {"patience": 0},
+        {"patience": 1, "eval_every": 0},
+        {"clip_norm": 0},
+        {"ema_decay": 1},
+        {"max_steps": 0},
+        {"max_minutes": -1},
+    ],
 )
 def test_bad_settings_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -327,7 +353,15 @@ def test_bad_settings_are_refused(settings: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"warmup_epochs": -1}, {"ratio": "any"}, {"ratio_range": (0.0, 0.5)}]
+    "settings",
+    [
+        {"warmup_epochs": -1},
+        {"ratio": "any"},
+        {"ratio_range": (0.0, 0.5)},
+        {"ratio_range": (0.5, 0.2)},
+        {"ratio_range": [0.1]},
+        {"ratio_power": -1},
+    ],
 )
 def test_bad_pruning_schedules_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -367,26 +401,26 @@ def test_order_and_augmentation_depend_on_seed_epoch_and_index(data: CocoDetecti
 
 @pytest.mark.parametrize("synced", [False, True])
 def test_two_processes_train_together(
-    make_trainer: Callable[..., Trainer], tmp_path: Path, synced: bool
+    make_trainer: Callable[..., Trainer],
+    tmp_path: Path,
+    synced: bool,
+    in_two_processes: Callable,
 ) -> None:
-    def work(rank: int) -> None:
-        torch.set_num_threads(1)  # a forked process has lost the threads of its parent
-        dist.init_process_group(
-            "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=rank, world_size=2
-        )
+    def work(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         trainer = make_trainer("both", batch_size=1, epochs=2, accumulate=2, sync_statistics=synced)
         trainer.fit()
-        torch.save(trainer.model.state_dict(), tmp_path / f"rank{rank}.pt")
-        dist.destroy_process_group()
+        return trainer.model.state_dict(), trainer.ema.model.state_dict()
 
-    torch.multiprocessing.start_processes(work, nprocs=2, start_method="fork")
-    first, second = torch.load(tmp_path / "rank0.pt"), torch.load(tmp_path / "rank1.pt")
+    (first, evaluated), (second, evaluated_there) = in_two_processes(work)
     assert torch.equal(first["class_head.weight"], second["class_head.weight"])
     name = "backbone.1.running_mean"
     assert torch.allclose(first[name], second[name], atol=1e-6) == synced
+    # What was evaluated, a share of the images in each process, is what was written.
+    torch.testing.assert_close(evaluated_there, evaluated, rtol=0, atol=0)
     rows = (tmp_path / "both" / "results.jsonl").read_text().splitlines()
     assert len(rows) == 2
     assert json.loads(rows[1])["val"]["num_images"] == 6
     content = load_checkpoint(tmp_path / "both" / "last.pt")
+    torch.testing.assert_close(content["ema"]["model"], evaluated, rtol=0, atol=0)
     assert content["step"] == 4
     assert len(content["rng"]) == 2

@@ -60,6 +60,14 @@ def test_gradients_equal_those_of_the_loop():
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_router_learns_from_what_follows(top_k):
+    layer = MoEFeedForward(WIDTH, HIDDEN, EXPERTS, top_k, F.gelu)
+    out, _ = layer(torch.randn(30, WIDTH))
+    (out * torch.randn_like(out)).sum().backward()
+    assert layer.router.weight.grad.norm() > 1e-2
+
+
 def test_patches_are_routed_by_their_mean_logit():
     layer, tokens = _layer(), _tokens()
     group = torch.randint(5, (20,)) * 3  # some numbers stay unused

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from sparse_dset import build_detector
 from sparse_dset.models.layers import batch_norm
 from sparse_dset.models.synced_norm import SyncedBatchNorm
 from sparse_dset.structures import MaskedMap, SparseMap, Support
-
-
-def _in_two_processes(work, folder):
-    def start(rank):
-        torch.set_num_threads(1)  # a forked process has lost the threads of its parent
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-        )
-        torch.save(work(rank), folder / f"{rank}.pt")
-        dist.destroy_process_group()
-
-    torch.multiprocessing.start_processes(start, nprocs=2, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
 def _norm():
@@ -43,7 +29,7 @@ def _masks(counts):
 
 @pytest.mark.parametrize("kind", [SparseMap, MaskedMap])
 @pytest.mark.parametrize("counts", [(7, 2), (9, 0), (0, 1), (0, 0), (1, 1)])
-def test_uneven_maps_are_normalised_as_one(kind, counts, tmp_path):
+def test_uneven_maps_are_normalised_as_one(kind, counts, in_two_processes):
     torch.manual_seed(0)
     images, masks = torch.randn(2, 3, 4, 5, dtype=torch.float64), _masks(counts)
     slopes = torch.randn(2, 3, 4, 5, dtype=torch.float64)
@@ -59,7 +45,7 @@ def test_uneven_maps_are_normalised_as_one(kind, counts, tmp_path):
         with SyncedBatchNorm():
             return run(slice(rank, rank + 1))
 
-    parts = _in_two_processes(work, tmp_path)
+    parts = in_two_processes(work)
     whole = run(slice(None))
     for place in (0, 1):  # the output, and the gradient of the input
         torch.testing.assert_close(torch.cat([part[place] for part in parts]), whole[place])
@@ -69,7 +55,7 @@ def test_uneven_maps_are_normalised_as_one(kind, counts, tmp_path):
         torch.testing.assert_close(part[3:], whole[3:])
 
 
-def test_a_whole_detector_sees_the_statistics_of_all(tmp_path):
+def test_a_whole_detector_sees_the_statistics_of_all(in_two_processes):
     torch.manual_seed(0)
     images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
     kept = [torch.ones(2, 8, 12, dtype=torch.bool), torch.ones(2, 4, 6, dtype=torch.bool)]
@@ -87,7 +73,7 @@ def test_a_whole_detector_sees_the_statistics_of_all(tmp_path):
         with SyncedBatchNorm():
             return run(slice(rank, rank + 1))
 
-    first, second = _in_two_processes(work, tmp_path)
+    first, second = in_two_processes(work)
     whole = run(slice(None))
     assert any("running_var" in name for name in whole)
     for name, value in whole.items():

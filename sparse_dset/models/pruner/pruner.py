@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_dset.checks import check_number
 from sparse_dset.models.pruner.scorer import (
     LEVELS,
     TokenScorer,
@@ -93,8 +94,7 @@ class Pruner(nn.Module):
                 f"pruner.levels names {late[0]}, which is not there yet at pruner.stage={stage}: "
                 f"choose among {', '.join(early)}"
             )
-        if halo < 0:
-            raise ValueError(f"pruner.halo must be 0 or more cells, got {halo}")
+        check_number("pruner.halo", halo, at_least=0, whole=True)
         self.scorer = TokenScorer(in_channels, levels, hidden, context, local, finest)
         self.selector = selector
         self.score_by = score_by
@@ -102,8 +102,10 @@ class Pruner(nn.Module):
         self.halo = halo
         self.gate = gate
         self.scatter_levels = tuple(level_index(name) - 1 for name in scatter_levels)
-        if min(self.scatter_levels, default=0) < 0:
-            raise ValueError("pruner.scatter_levels are among s3, s4, s5")
+        if min(self.scatter_levels, default=-1) < 0:
+            raise ValueError(
+                f"pruner.scatter_levels are some of s3, s4, s5, got {list(scatter_levels)}"
+            )
 
     def _read_offsets(self, offsets: Mapping[str, float]) -> tuple[float, ...]:
         deciding = [LEVELS[i] for i in self.scorer.scored]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_dset.checks import check_number
 from sparse_dset.structures import enlarged
 
 LEVELS = ("s2", "s3", "s4", "s5")
@@ -52,10 +53,11 @@ class TokenScorer(nn.Module):
         self.levels = sorted(level_index(name) for name in levels)
         if not self.levels:
             raise ValueError(f"pruner.levels is empty: name at least one of {', '.join(LEVELS)}")
-        if context < 1 or context % 2 == 0:
-            raise ValueError(f"pruner.context must be odd, 1 or more, got {context}")
-        if local < 0:
-            raise ValueError(f"pruner.local must be 0 or more channels, got {local}")
+        check_number("pruner.hidden", hidden, at_least=1, whole=True)
+        check_number("pruner.context", context, at_least=1, whole=True)
+        check_number("pruner.local", local, at_least=0, whole=True)
+        if context % 2 == 0:
+            raise ValueError(f"pruner.context must be odd, got {context}")
         if finest not in LEVELS[1:]:
             raise ValueError(f"pruner.finest must be s3, s4 or s5, got {finest!r}")
         self.scored = range(level_index(finest), len(LEVELS))

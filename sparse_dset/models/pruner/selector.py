@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,8 @@ class TokenSelector(ABC):
     The cells are those of all levels that decide.
 
     Attributes:
-        min_tokens: an image keeps at least so many of its valid cells (or all it has).
+        min_tokens: an image keeps at least so many of its valid cells (or all it has), which are
+            the best of all levels that decide: with one, a level may hold none.
         max_tokens: and at most so many, unless it is to keep all (``relaxed(0.0)``); None: no cap.
     """
 
@@ -66,7 +68,10 @@ class TokenSelector(ABC):
         return torch.zeros_like(valid).scatter(1, order, rank < count[:, None]) & valid
 
     def _cap(self, progress: float) -> int | None:
-        return self.max_tokens if progress else None
+        """The cap on the way to the target, which it reaches from above."""
+        if self.max_tokens is None or progress == 0:
+            return None
+        return math.ceil(self.max_tokens / progress)
 
     @property
     @abstractmethod

@@ -107,11 +107,13 @@ def test_the_scorer_sees_what_is_there(stage, levels, seen):
         ({"stage": "s4"}, "s2, s3, s5"),
         ({"stage": "s3", "levels": ["s3", "s4"]}, "s4, which is not there yet .* among s2, s3"),
         ({"context": 2}, "odd"),
-        ({"local": -1}, "0 or more channels"),
-        ({"halo": -1}, "0 or more cells"),
+        ({"local": -1}, "pruner.local must be a whole number of at least 0"),
+        ({"halo": -1}, "pruner.halo must be a whole number of at least 0"),
         ({"finest": "s2"}, "s3, s4 or s5"),
         ({"score_by": "area"}, "learned, norm, random"),
-        ({"scatter_levels": ["s2"]}, "among s3, s4, s5"),
+        ({"scatter_levels": ["s2"]}, "some of s3, s4, s5, got"),
+        ({"scatter_levels": []}, "some of s3, s4, s5, got"),
+        ({"hidden": 0}, "pruner.hidden must be a whole number of at least 1"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

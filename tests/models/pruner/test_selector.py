@@ -121,6 +121,12 @@ def test_relaxed_runs_from_all_to_the_target():
         assert target.relaxed(1.0) == target
 
 
+def test_the_cap_sets_in_with_the_ratio():
+    target = TopK(max_tokens=2, keep_ratio=0.5)
+    counts = [sum(_kept(target.relaxed(p))[0]) for p in (0.0, 0.01, 0.4, 0.6, 1.0)]
+    assert counts == [6, 6, 5, 4, 2]
+
+
 def test_another_keep_ratio():
     assert TopK(2, 5, 0.3).with_keep_ratio(0.7) == TopK(2, 5, 0.7)
     for selector in (Threshold(threshold=0.6), Mass(mass=0.5)):

@@ -1,0 +1,43 @@
+"""Checks of settings: the message names the setting, what it may be, and what it was."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+) -> None:
+    """Checks a setting that is a number.
+
+    Args:
+        name: of the setting, as one writes it, e.g. "train.epochs".
+        value: what it was set to.
+        at_least, above, at_most, below: its range; None: open on that side.
+        whole: it must be an integer.
+
+    Raises:
+        ValueError: it is no finite number, or out of its range.
+    """
+    kinds = int if whole else (int, float)
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    fits = fits and (at_least is None or value >= at_least) and (above is None or value > above)
+    fits = fits and (at_most is None or value <= at_most) and (below is None or value < below)
+    if not fits:
+        limits = (
+            ("of at least", at_least),
+            ("above", above),
+            ("of at most" if at_least is None and above is None else "at most", at_most),
+            ("below", below),
+        )
+        wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} must be {kind} {wanted}".rstrip() + f", got {value!r}")

@@ -1,0 +1,72 @@
+"""Checks the settings of a training against each other, before anything is loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+
+from sparse_dset.engine.train import PruningSchedule, TrainConfig
+
+
+def check_plan(plain: Mapping[str, Any]) -> None:
+    """Checks the configuration of a training.
+
+    Args:
+        plain: conf/train.yaml as it was composed.
+
+    Raises:
+        ValueError: a value is out of its range, or settings contradict each other.
+    """
+    train, _ = (_made(plain[name]) for name in ("train", "optim"))
+    pruner, pruning = plain["pruner"], train.pruning
+    if plain["peer"] not in (None, "hugging_face"):
+        raise ValueError(f"peer must be hugging_face or null, got {plain['peer']!r}")
+    if pruner["score_by"] != "learned":
+        raise ValueError(
+            f"pruner.score_by={pruner['score_by']} has nothing to train: train with "
+            "learned, and change it with scripts/calibrate.py"
+        )
+    by_content = pruner["selector"] in ("threshold", "mass") and not pruner["calibration"]
+    if pruning.ratio == "random" and by_content:
+        raise ValueError(
+            f"pruner.selector={pruner['selector']} keeps what its own setting says, so that "
+            "train.pruning.ratio=random has nothing to draw: train with pruner.selector=batch, "
+            "whose counts follow the content too, and choose another with scripts/calibrate.py"
+        )
+    from_scratch = plain["weights"] is None and not plain["resume"]
+    if train.freeze_statistics and not pruning.warmup_epochs and from_scratch:
+        raise ValueError(
+            "train.freeze_statistics=true freezes what BatchNorm has seen, and new layers have "
+            "seen nothing: give train.pruning.warmup_epochs > 0, weights to start from, or "
+            "train.freeze_statistics=false"
+        )
+    _warn_of_no_pruning(plain, train, pruning)
+
+
+def _warn_of_no_pruning(
+    plain: Mapping[str, Any], train: TrainConfig, pruning: PruningSchedule
+) -> None:
+    execution = train.execution or plain["model"]["execution"]
+    full = pruning.ratio == "fixed" and plain["pruner"]["keep_ratio"] == 1
+    if plain["peer"] is not None or execution == "dense" or full:
+        return
+    reached = pruning.progress(train.epochs)
+    if reached < 1:
+        warnings.warn(
+            f"train.epochs={train.epochs} end before pruning has set in fully: without it for "
+            f"train.pruning.warmup_epochs={pruning.warmup_epochs:g}, and "
+            f"{'not at all' if not reached else f'{100 * reached:.0f} % of the way'} to the keep "
+            "ratio at the end; fewer warm-up epochs, or train.execution=dense, say what is meant",
+            stacklevel=3,
+        )
+
+
+def _made(settings: Mapping[str, Any]) -> Any:
+    try:
+        return hydra.utils.instantiate(settings)
+    except InstantiationException as error:
+        raise ValueError(str(error.__cause__ or error)) from error

@@ -1,0 +1,68 @@
+"""The gradients of two processes, averaged, are those of one that holds both their images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparse_dset.losses.cass import CassLoss
+from sparse_dset.losses.dense import DenseSupervision
+from sparse_dset.losses.targets import pad_targets
+
+COUNTS = (12, 0)  # one image has all the objects
+
+
+def _targets(images):
+    generator = torch.Generator().manual_seed(1)
+    boxes = [0.1 + 0.8 * torch.rand(n, 4, generator=generator) * 0.5 for n in COUNTS]
+    labels = [torch.zeros(n, dtype=torch.int64) for n in COUNTS]
+    own = [{"labels": labels[i], "boxes": boxes[i], "image_id": i} for i in images]
+    return pad_targets(own, 1, "cpu")
+
+
+def _gradient(loss, inputs, images):
+    """The gradient of the loss of some images with respect to their part of the inputs."""
+    own = inputs[images].clone().requires_grad_()
+    loss(own, _targets(images)).backward()
+    return own.grad
+
+
+def _cass(balanced):
+    loss = CassLoss(weight=1.0, balanced=balanced)
+
+    def run(scores, targets):
+        extents = torch.full((len(scores), 2), 8.0)
+        return loss(scores, torch.ones_like(scores, dtype=torch.bool), targets, extents)
+
+    return run, torch.randn(2, 8, 8)
+
+
+def _dense():
+    torch.manual_seed(2)
+    loss = DenseSupervision(4, 1)
+    for head in (loss.class_head, loss.box_head):
+        torch.nn.init.normal_(head[-1].weight)
+    steps = (torch.arange(8) + 0.5) / 8
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    centers = torch.stack([x.flatten(), y.flatten()], dim=1)
+
+    def run(features, targets):
+        shape = (len(features), 64, 2)
+        cells = torch.full(shape, 1 / 8)
+        anchors = torch.cat([centers.expand(shape), 2 * cells], dim=2).logit()
+        there = torch.ones(shape[:2], dtype=torch.bool)
+        losses = loss(features, anchors, centers.expand(shape), cells, there, targets)
+        return sum(losses.values())
+
+    return run, torch.randn(2, 64, 4)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: _cass(True), lambda: _cass(False), _dense], ids=["balanced", "cass", "dense"]
+)
+def test_every_object_weighs_the_same_in_each_process(make, in_two_processes):
+    loss, inputs = make()
+    whole = _gradient(loss, inputs, [0, 1])
+    parts = in_two_processes(lambda rank: _gradient(loss, inputs, [rank]))
+    assert whole[0].norm() > 1e-3
+    torch.testing.assert_close(torch.cat(parts) / 2, whole)
