@@ -107,10 +107,10 @@ class CalibratedCheckpoint:
         self.seed = seed
         torch.manual_seed(seed)
         self.scored = score_dataset(self.model, self._loader(), progress=False)
-        pruner = self.model.pruner
-        if isinstance(pruner.selector, ByContent):
-            settings = calibrate(pruner.selector, self.scored, pruner.halo)
-            pruner.selector = pruner.selector.with_calibration(settings)
+        own = self.model.pruner
+        if isinstance(own.selector, ByContent):
+            settings = calibrate(own.selector, self.scored, own.halo)
+            own.selector = own.selector.with_calibration(settings)
 
     def measure(self, arm: Arm, *, bootstrap: int) -> dict[str, Any]:
         """Measures one arm.
