@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -10,7 +11,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from sparse_dset import load_detector
+from sparse_dset.analysis.benchmark import plan_arms
 from sparse_dset.analysis.visualize import draw_detections
+from sparse_dset.checks import check_number
 from sparse_dset.config import check_command_line
 from sparse_dset.data.images import read_image
 from sparse_dset.engine.loggers import append_row
@@ -30,6 +33,12 @@ def find_pictures(source: Path) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"no pictures ({', '.join(sorted(PICTURES))}) at {source}")
     return found
+
+
+def _check(plain: dict[str, Any]) -> None:
+    check_number("threshold", plain["threshold"], at_least=0, at_most=1)
+    keep_ratio = plain["keep_ratio"]
+    plan_arms([plain["execution"] or "dense"], [1.0 if keep_ratio is None else keep_ratio])
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
@@ -63,5 +72,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_command_line("predict")
+    check_command_line("predict", _check)
     main()

@@ -37,6 +37,18 @@ def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection) -> l
     return list(val_set.class_names)
 
 
+def _check_classes(cfg: DictConfig, names: list[str], val_set: CocoDetection) -> None:
+    """Refuses classes that were asked for on the command line and are not those of the data."""
+    keys = {text.lstrip("+").split("=")[0] for text in HydraConfig.get().overrides.task}
+    of_data = {"num_classes": len(names), "class_names": names}
+    for key, value in of_data.items():
+        if f"model.{key}" in keys and cfg.model[key] != value:
+            raise ValueError(
+                f"model.{key}={cfg.model[key]} is asked for, but {val_set.annotations} has "
+                f"{len(names)} categories, {names}: leave it out, the data decides"
+            )
+
+
 def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
     if record["peer"] is None:
         return build_from_config(record, pretrained=pretrained)
@@ -62,8 +74,9 @@ def main(cfg: DictConfig) -> None:
         prepare(config)
         train_set = hydra.utils.instantiate(cfg.data.train)
         val_set = hydra.utils.instantiate(cfg.data.val)
-        cfg.model.class_names = _class_names(train_set, val_set)
-        cfg.model.num_classes = len(cfg.model.class_names)
+        names = _class_names(train_set, val_set)
+        _check_classes(cfg, names, val_set)
+        cfg.model.class_names, cfg.model.num_classes = names, len(names)
         cfg.model.image_size = cfg.data.size  # predict resizes as the validation does
         record = check_config(cfg)
         model = _build(record, pretrained=resume is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -41,3 +42,25 @@ def check_number(
         wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {kind} {wanted}".rstrip() + f", got {value!r}")
+
+
+def check_size(name: str, size: Any, *, at_least: int = 1) -> None:
+    """Checks a setting that is (height, width).
+
+    Raises:
+        ValueError: it is not a list of two whole numbers, or one is too small.
+    """
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
+        raise ValueError(f"{name} must be [height, width], got {size!r}")
+    for value in size:
+        check_number(f"{name}=[height, width]", value, at_least=at_least, whole=True)
+
+
+def check_list(name: str, values: Any) -> None:
+    """Checks a setting that is a list.
+
+    Raises:
+        ValueError: it is a single value, or no list at all.
+    """
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ValueError(f"{name} must be a list: write {name}=[{values}]")

@@ -72,9 +72,10 @@ def check_config(cfg: DictConfig) -> dict[str, Any]:
     """Returns a composed configuration as a plain, resolved dict, after checks across groups."""
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     assert isinstance(plain, dict)
-    keep_ratio = plain.get("pruner", {}).get("keep_ratio")
-    if keep_ratio is not None:  # null leaves it to a checkpoint or to a list of ratios
-        check_keep_ratio(keep_ratio, "pruner.keep_ratio")
+    for holder in (plain, plain.get("model") or {}):
+        pruner = holder.get("pruner") or {}
+        if pruner.get("keep_ratio") is not None:  # null leaves it to a checkpoint or to a list
+            pruner["keep_ratio"] = check_keep_ratio(pruner["keep_ratio"], "pruner.keep_ratio")
     return plain  # type: ignore[return-value]
 
 

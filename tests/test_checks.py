@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sparse_dset.checks import check_number
+from sparse_dset.checks import check_list, check_number, check_size
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,17 @@ def test_what_does_not_is_named_with_its_range(value, limits, message):
     with pytest.raises(ValueError) as error:
         check_number("x", value, **limits)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("size", [64, [64], [64, 64, 3], "64", [0, 64], [64.5, 64]])
+def test_a_size_is_two_whole_numbers(size):
+    check_size("size", (1, 2))
+    with pytest.raises(ValueError, match=r"size.* must be "):
+        check_size("size", size)
+
+
+@pytest.mark.parametrize("values", [0.3, "dense", {1}])
+def test_a_single_value_is_no_list(values):
+    check_list("x", [values])
+    with pytest.raises(ValueError, match=r"x must be a list: write x=\["):
+        check_list("x", values)

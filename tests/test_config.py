@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from sparse_dset import build_detector
 from sparse_dset.config import build_from_config, compose_config, config_dir
+from sparse_dset.models.pruner import TopK
 
 
 def test_overrides_arrive():
@@ -51,6 +53,14 @@ def test_a_typo_in_a_group_is_refused():
 def test_keep_ratios_out_of_range_are_refused(ratio):
     with pytest.raises(ValueError, match=r"pruner.keep_ratio must be .*in \(0, 1\]"):
         compose_config("detector", [f"pruner.keep_ratio={ratio}"])
+
+
+@pytest.mark.parametrize("ratio", [0.1 + 0.2, np.float32(0.3), "0.30000000000000004"])
+def test_ratios_are_rounded(ratio):
+    plain = compose_config("detector", [f"pruner.keep_ratio={ratio}"])
+    assert plain["pruner"]["keep_ratio"] == plain["model"]["pruner"]["keep_ratio"] == 0.3
+    if not isinstance(ratio, str):
+        assert TopK(keep_ratio=ratio).keep_ratio == 0.3
 
 
 def test_an_integer_one_is_a_ratio():

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sparse_dset.analysis.flops import count_flops, part_modules
 from sparse_dset.analysis.profile import Run, time_groups
 from sparse_dset.analysis.table import LEVELS
+from sparse_dset.checks import check_list, check_number, check_size
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
@@ -124,19 +125,18 @@ class BenchmarkConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "executions", tuple(self.executions))
-        object.__setattr__(self, "keep_ratios", tuple(self.keep_ratios))
+        for name in ("executions", "keep_ratios"):
+            check_list(name, getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         plan_arms(self.executions, self.keep_ratios)
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}; got {self.target!r}")
         if self.size is not None:
+            check_size("size", self.size, at_least=32)
             object.__setattr__(self, "size", tuple(self.size))
-            if len(self.size) != 2 or min(self.size) < 32:
-                raise ValueError(f"size must be [height, width], 32 or more each, got {self.size}")
         for name in ("batch_size", "images", "threads", "warmup", "repeats"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), at_least=1, whole=True)
 
     @classmethod
     def from_plain(cls, cfg: Mapping[str, Any]) -> BenchmarkConfig:

@@ -315,7 +315,7 @@ def _record(
         size=size,
         boxes=torch.tensor([box for _, box in good], dtype=torch.float64).reshape(-1, 4),
         labels=torch.tensor([labels[e["category_id"]] for e, _ in good], dtype=torch.int64),
-        crowd=torch.tensor([bool(e.get("iscrowd")) for e, _ in good], dtype=torch.bool),
+        crowd=torch.tensor([_is_crowd(e) for e, _ in good], dtype=torch.bool),
         areas=torch.tensor([_area(e.get("area"), box) for e, box in good], dtype=torch.float64),
     )
     return record, len(entries) - len(good)
@@ -329,6 +329,14 @@ def _clipped_box(bbox: Any, size: tuple[int, int]) -> list[float] | None:
     x1, y1 = max(x, 0.0), max(y, 0.0)
     x2, y2 = min(x + width, float(size[1])), min(y + height, float(size[0]))
     return [x1, y1, x2, y2] if min(x2 - x1, y2 - y1) >= _MIN_SIDE else None
+
+
+def _is_crowd(entry: Mapping[str, Any]) -> bool:
+    value = entry.get("iscrowd")
+    if value in (None, False, True, 0, 1, "0", "1"):
+        return bool(int(value or 0))
+    name = f"annotation {entry.get('id', '')}".rstrip()
+    raise ValueError(f"{name} (image {entry['image_id']}): iscrowd must be 0 or 1, got {value!r}")
 
 
 def _area(area: Any, box: Sequence[float]) -> float:
@@ -382,8 +390,8 @@ def _warn_of(dropped: Counter[int], records: Sequence[ImageRecord], path: Path) 
     count = dropped.total()
     if count:
         warnings.warn(
-            f"{path}: {count} boxes are dropped because they are not finite, have no area or lie "
-            f"outside of their image; image ids: {_listed(+dropped)}",
+            f"{path}: {count} boxes are dropped because they are not four finite numbers, have no "
+            f"area or lie outside of their image; image ids: {_listed(+dropped)}",
             stacklevel=4,
         )
     if not any(len(record.boxes) for record in records):

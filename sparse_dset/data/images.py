@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -38,9 +39,18 @@ def read_image(
         with Image.open(path) as picture:
             _check_pixels(picture, max_pixels)
             picture.load()
-            return F.pil_to_tensor(_to_rgb(_view(picture, size)))
+            return _to_rgb(_view(picture, size))
     except Exception as error:  # Pillow's readers raise many kinds of error on a broken file
         raise ImageReadError(f"{path}: {error}") from error
+
+
+def upright_tensor(picture: Image.Image) -> Tensor:
+    """Returns an open picture as ``read_image`` does its file: uint8 ``[3, H, W]``.
+
+    Raises:
+        ValueError: its pixels are floating point, which have no range that is known.
+    """
+    return _to_rgb(ImageOps.exif_transpose(picture))
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -52,8 +62,9 @@ def read_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             width, height = picture.size
-            # EXIF orientations 5 to 8 lay the picture on its side.
-            sideways = picture.getexif().get(0x0112, 1) >= 5
+            # EXIF orientations 5 to 8 lay the picture on its side; Pillow turns TIFF files itself.
+            sideways = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            sideways = sideways and picture.format != "TIFF"
     except Exception as error:  # as above
         raise ImageReadError(f"{path}: {error}") from error
     return (width, height) if sideways else (height, width)
@@ -80,10 +91,12 @@ def _view(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image) -> Tensor:
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating point, of no known range; save it with 8 bits")
     if picture.mode.startswith("I"):  # 16 bits of grey: Pillow would clip instead of scaling
-        grey = F.pil_to_tensor(picture).to(torch.int32).clamp(0, 65535) // 257
-        return F.to_pil_image(grey.to(torch.uint8)).convert("RGB")
+        grey = np.asarray(picture).astype(np.int32).clip(0, 65535) // 257
+        return torch.from_numpy(grey.astype(np.uint8)).expand(3, -1, -1).contiguous()
     if "transparency" in picture.info:
         picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+    return F.pil_to_tensor(picture.convert("RGB"))

@@ -60,7 +60,7 @@ def train_transforms(
     if zoom_out:
         steps.append(v2.RandomZoomOut(p=_probability(zoom_out, "zoom_out")))
     if iou_crop:
-        crop_objects = v2.Compose([v2.RandomIoUCrop(), v2.SanitizeBoundingBoxes()])
+        crop_objects = v2.Compose([_CropObjects(), v2.SanitizeBoundingBoxes()])
         steps.append(v2.RandomApply([crop_objects], p=_probability(iou_crop, "iou_crop")))
     steps.append(
         RandomWindow(
@@ -109,6 +109,21 @@ class Letterbox(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.resize, inpt, **params)
+
+
+class _CropObjects(torch.nn.Module):
+    """SSD's crop; images with a side too short for its smallest window stay whole."""
+
+    SHORTEST = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crop = v2.RandomIoUCrop()
+
+    def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        if min(image.shape[-2:]) < self.SHORTEST:
+            return image, target
+        return self.crop(image, target)
 
 
 class RandomWindow(v2.Transform):

@@ -101,6 +101,8 @@ def detect(
     Returns:
         What was found in all images, and the share of the tokens that was kept on each level.
     """
+    if amp != "off" and amp not in AMP_DTYPES:
+        raise ValueError(f"amp must be one of off, {', '.join(AMP_DTYPES)}; got {amp!r}")
     device = torch.device(device)
     detections: dict[int, dict[str, Tensor]] = {}
     shares: dict[int, list[float]] = {}
@@ -136,5 +138,7 @@ def _forward(
 def _mean_shares(shares: dict[int, list[float]]) -> dict[str, float]:
     """The mean over the images of all processes, each counted once."""
     everything = {k: v for own in distributed.gather(shares) for k, v in own.items()}
+    if not everything:
+        return {}
     means = torch.tensor(list(everything.values()), dtype=torch.float64).mean(0).tolist()
     return {f"kept_s{level}": share for level, share in enumerate(means, start=3)}

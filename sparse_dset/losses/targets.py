@@ -93,8 +93,10 @@ def _check_boxes(boxes: Tensor, mask: Tensor, image_ids: list[Any]) -> None:
             f"image {image_ids[image]}: box {boxes[image, slot].tolist()} (cxcywh) must be finite "
             "with width and height above 0; drop it when the data are loaded"
         )
-    # A clipped box ends at 1; far beyond it are pixels.
-    bad = (mask & (boxes > 1.5).any(dim=-1)).nonzero()
+    # A clipped box lies within [0, 1]; far beyond it are pixels.
+    center, size = boxes[..., :2], boxes[..., 2:]
+    outside = (boxes.abs() > 1.5) | ((center - 0.5).abs() >= 0.5 + size / 2).repeat(1, 1, 2)
+    bad = (mask & outside.any(dim=-1)).nonzero()
     if len(bad):
         image, slot = bad[0].tolist()
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_dset.checks import check_number, check_size
 from sparse_dset.losses.losses import Losses
 from sparse_dset.losses.targets import pad_targets
 from sparse_dset.models.backbone import Backbone
@@ -91,10 +92,12 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.is_fused = False
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        check_number("model.num_classes", num_classes, at_least=1, whole=True)
+        if isinstance(class_names, str):
+            raise ValueError(f"model.class_names must be a list, got {class_names!r}")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"{len(class_names)} class names for num_classes = {num_classes}")
+        check_size("model.image_size", image_size)
         self.num_classes = num_classes
         self.class_names = tuple(class_names or map(str, range(num_classes)))
         self.image_size = tuple(image_size)
@@ -155,7 +158,7 @@ class Detector(nn.Module):
         kept: Sequence[Tensor] | None,
         backend: str,
     ) -> DetectorOutput:
-        images, geometry = pad_batch(images, padding_mask)
+        images, geometry = pad_batch(self._as_weights(images), padding_mask)
         valid = geometry.valid_masks()
         padded_targets = (
             None if targets is None else pad_targets(targets, self.num_classes, images.device)
@@ -215,10 +218,14 @@ class Detector(nn.Module):
             Logits ``[B, H_l, W_l]`` of the levels that decide, finest first, as they are ranked,
             and bool ``[B, H_l, W_l]`` at strides 8, 16 and 32: the cells that are not padding.
         """
-        images, geometry = pad_batch(images, padding_mask)
+        images, geometry = pad_batch(self._as_weights(images), padding_mask)
         valid = geometry.valid_masks()
         early = self._extract(images, range(self.pruner.num_early), geometry)
         return self.pruner.ranked(self.pruner.score(early, valid)), valid
+
+    def _as_weights(self, images: Tensor) -> Tensor:
+        """Images in the precision of the weights."""
+        return images.to(next(self.parameters()).dtype) if images.is_floating_point() else images
 
     def predict(
         self, images: Sequence[Picture], threshold: float = 0.3, **options: Any

@@ -70,6 +70,10 @@ def pad_batch(images: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Geom
     """
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [B, 3, H, W], got {tuple(images.shape)}")
+    if not images.numel():
+        raise ValueError(
+            f"images must hold at least one image of at least 1x1 pixels, got {tuple(images.shape)}"
+        )
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}")
     batch, _, height, width = images.shape
@@ -96,5 +100,5 @@ def pad_batch(images: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Geom
     smaller = padding_mask is not None and bool(padding_mask.any())
     geometry = Geometry(sizes, size, bool(bottom or right or smaller))
     if smaller:
-        images = images * geometry.pixel_mask().unsqueeze(1)
+        images = images.masked_fill(~geometry.pixel_mask().unsqueeze(1), 0.0)
     return images, geometry

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from sparse_dset.data.images import read_image
+from sparse_dset.checks import check_number
+from sparse_dset.data.images import read_image, upright_tensor
 from sparse_dset.models.modes import evaluation
 from sparse_dset.models.postprocess import select_detections
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sparse_dset.models.detector import Detector
 
 Picture = str | Path | Image.Image | Tensor
+
+_BRIGHTEST = 1.5  # resizing may overshoot 1 a little; far above it are values in 0..255
 
 
 class Detections(TypedDict):
@@ -55,12 +58,14 @@ def predict(
 
     Raises:
         ImageReadError: a file cannot be read; the message names it.
-        ValueError: the threshold is out of range, or ``images`` is a single path.
+        ValueError: the threshold or the batch size is out of range, ``images`` is a single path,
+            or a tensor is no image.
+        RuntimeError: a score or a box is not a number.
     """
     if isinstance(images, (str, Path, Image.Image, Tensor)):
         raise ValueError("predict takes a list of images; write predict([image])")
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    check_number("threshold", threshold, at_least=0, at_most=1)
+    check_number("batch_size", batch_size, at_least=1, whole=True)
     device = next(model.parameters()).device
     with evaluation(model):
         return [
@@ -85,7 +90,12 @@ def _detect(
     batch = torch.stack([F.to_dtype(t, torch.float32, scale=True) for t in resized]).to(device)
     out = model(batch, **options)
     selected = select_detections(out.pred_logits, out.pred_boxes, sizes, query_mask=out.query_mask)
-    for one, kept in zip(selected, out.kept[-1], strict=True):
+    for picture, one, kept in zip(pictures, selected, out.kept[-1], strict=True):
+        if not (one["scores"].isfinite().all() and one["boxes"].isfinite().all()):
+            what = picture if isinstance(picture, (str, Path)) else type(picture).__name__
+            raise RuntimeError(
+                f"scores or boxes of {what} are not finite: its pixels or the weights are not"
+            )
         count = int((one["scores"] >= threshold).sum())
         labels = one["labels"][:count]
         yield Detections(
@@ -101,7 +111,18 @@ def _to_tensor(picture: Picture) -> Tensor:
     if isinstance(picture, (str, Path)):
         return read_image(picture)
     if isinstance(picture, Image.Image):
-        return F.pil_to_tensor(picture.convert("RGB"))
-    if picture.dim() != 3 or picture.shape[0] != 3:
+        return upright_tensor(picture)
+    if not isinstance(picture, Tensor):
+        raise ValueError(
+            f"an image must be a path, a PIL image or a tensor, got a {type(picture).__name__}"
+        )
+    if picture.dim() != 3 or picture.shape[0] != 3 or not picture.numel():
         raise ValueError(f"an image tensor must be [3, H, W], got {tuple(picture.shape)}")
+    if picture.dtype != torch.uint8 and not picture.is_floating_point():
+        raise ValueError(f"an image tensor must be uint8 or float, got {picture.dtype}")
+    if picture.is_floating_point() and picture.amax() > _BRIGHTEST:
+        raise ValueError(
+            f"a float image must be in [0, 1], got a maximum of {float(picture.amax()):g}; divide "
+            "by 255, or give uint8"
+        )
     return picture

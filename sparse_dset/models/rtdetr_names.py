@@ -76,9 +76,14 @@ def spread_to_experts(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
 
 
 def _unwrap(released: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    if "ema" in released:
-        return released["ema"]["module"]
-    return released.get("model", released)
+    if "ema" not in released:
+        return released.get("model", released)
+    if "module" not in released["ema"]:
+        raise ValueError(
+            "this is no released RT-DETRv2 file (its 'ema' has no 'module'); open a checkpoint of "
+            "this project with load_detector"
+        )
+    return released["ema"]["module"]
 
 
 def _expert_name(name: str) -> str:

@@ -242,6 +242,10 @@ def _sum_dtype(value: Tensor, weights: Tensor) -> torch.dtype:
 def _check(locations: Tensor, weights: Tensor, extents: Tensor) -> torch.Size:
     if locations.dim() != 6 or locations.shape[-1] != 2:
         raise ValueError(f"locations must be [B, Q, heads, L, P, 2], got {tuple(locations.shape)}")
+    if 0 in locations.shape[2:]:
+        raise ValueError(
+            f"locations must have at least one head, level and point, got {tuple(locations.shape)}"
+        )
     if weights.shape != locations.shape[:-1]:
         raise ValueError(
             f"weights must be {tuple(locations.shape[:-1])} like locations, "

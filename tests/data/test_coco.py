@@ -189,6 +189,23 @@ def test_crowds_are_kept_but_not_trained_on(tmp_path):
     assert dataset[0][1]["boxes"].tolist() == [[0.25, 0.25, 0.25, 0.25]]
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, False), ("0", False), ("1", True), (True, True), (0.0, False)]
+)
+def test_a_crowd_is_what_says_so(tmp_path, value, expected):
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 5, 6], "iscrowd": value}
+    path = coco_file(tmp_path, {1: []}, annotations=[box])
+    assert CocoDetection(tmp_path, path).records[0].crowd.tolist() == [expected]
+
+
+@pytest.mark.parametrize("value", ["false", "yes", 2, [1]])
+def test_another_mark_of_a_crowd_is_refused(tmp_path, value):
+    box = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, 5, 6], "iscrowd": value}
+    path = coco_file(tmp_path, {1: []}, annotations=[box])
+    with pytest.raises(ValueError, match=r"annotation 7 \(image 1\): iscrowd must be 0 or 1, got"):
+        CocoDetection(tmp_path, path)
+
+
 @pytest.mark.parametrize(("image_id", "of"), [(1, "1"), ("1", 1), ("1", "1"), (1, 1.0)])
 def test_ids_written_as_text_are_numbers(tmp_path, image_id, of):
     annotation = {"id": "a", "image_id": of, "category_id": "1", "bbox": [1, 2, 5, 6]}

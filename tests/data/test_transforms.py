@@ -354,3 +354,13 @@ def test_the_seed_decides_everything(dataset):
     for num_workers in (0, 2):
         assert torch.equal(epoch(1, num_workers), epoch(1, num_workers))
         assert not torch.equal(epoch(1, num_workers), epoch(2, num_workers))
+
+
+@pytest.mark.parametrize("size", [(1, 64), (64, 3), (4, 5)])
+def test_an_image_too_thin_to_crop_stays_whole(size):
+    boxes = tv_tensors.BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=size)
+    target = {"boxes": boxes, "labels": torch.zeros(1, dtype=torch.int64)}
+    transform = train_transforms(32, iou_crop=1.0)
+    for _ in range(10):
+        image, _ = transform(tv_tensors.Image(torch.zeros(3, *size, dtype=torch.uint8)), target)
+        assert image.shape == (3, 32, 32)

@@ -63,6 +63,10 @@ def test_images_that_were_left_out_are_an_error(
     )
     with pytest.raises(RuntimeError, match="3 of 5 images"):
         evaluate(stub_detector(), loader, data, progress=False)
+    with pytest.raises(RuntimeError, match="5 of 5 images"):
+        evaluate(stub_detector(), [], data, progress=False)
+    with pytest.raises(ValueError, match="amp must be one of off, bf16, fp16; got 'fp8'"):
+        evaluate(stub_detector(), loader, data, amp="fp8", progress=False)
 
 
 def test_bf16_evaluation_is_close(

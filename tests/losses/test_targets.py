@@ -57,6 +57,14 @@ def test_bad_box_names_the_image(box: list[float]) -> None:
         pad_targets([make_target([0]), make_target([0], [box], image_id=41)], 3, "cpu")
 
 
+@pytest.mark.parametrize(
+    "box", [[-3.0, 0.5, 0.1, 0.1], [0.5, 1.2, 0.1, 0.3], [0.0, -0.3, 0.1, 0.5]]
+)
+def test_a_box_outside_of_its_image_is_refused(box: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"image 5: box .* must be cxcywh in \[0, 1\]"):
+        pad_targets([make_target([0], [box], image_id=5)], 3, "cpu")
+
+
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="image 7: labels must be"):
         pad_targets([make_target([0, 1], [[0.5, 0.5, 0.2, 0.2]])], 3, "cpu")

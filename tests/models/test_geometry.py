@@ -33,6 +33,22 @@ def test_the_mask_gives_each_image_its_size():
     assert geometry.padded
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 7.0])
+def test_padding_is_zero_whatever_it_held(value):
+    images = torch.rand(2, 3, 32, 32)
+    padding = torch.zeros(2, 32, 32, dtype=torch.bool)
+    padding[1, :, 20:] = True
+    filled = images.masked_fill(padding.unsqueeze(1), value)
+    found, _ = pad_batch(filled, padding)
+    torch.testing.assert_close(found, images.masked_fill(padding.unsqueeze(1), 0.0))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (1, 3, 0, 32)])
+def test_no_images_are_refused(shape):
+    with pytest.raises(ValueError, match="at least one image of at least 1x1 pixels"):
+        pad_batch(torch.zeros(shape), None)
+
+
 def test_extents_and_cells():
     geometry = Geometry(torch.tensor([[40.0, 70.0], [0.0, 0.0]]), (64, 96), True)
     assert geometry.extents()[0].tolist() == [[5, 8.75], [2.5, 4.375], [1.25, 2.1875]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,46 @@ def test_a_file_an_image_and_a_tensor_give_the_same(model: Detector, picture: Pa
     found = model.predict([picture, image, tensor.permute(2, 0, 1)], threshold=0.0)
     for other in found[1:]:
         torch.testing.assert_close(other["boxes"], found[0]["boxes"])
+
+
+def test_an_open_picture_gives_what_its_file_gives(model: Detector, tmp_path: Path) -> None:
+    pixels = torch.randint(256, (60, 40, 3), dtype=torch.uint8).numpy()
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=sideways)
+    grey = torch.randint(65536, (60, 40)).numpy().astype("uint16")
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    for path in (tmp_path / "turned.png", tmp_path / "deep.png"):
+        from_file, opened = model.predict([path, Image.open(path)], threshold=0.0)
+        torch.testing.assert_close(opened["scores"], from_file["scores"])
+        torch.testing.assert_close(opened["boxes"], from_file["boxes"])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(3, 9, 9, dtype=torch.int64), "uint8 or float, got torch.int64"),
+        (torch.full((3, 9, 9), 200.0), "maximum of 200; divide by 255"),
+        (torch.zeros(1, 9, 9), r"\[3, H, W\], got \(1, 9, 9\)"),
+        (torch.zeros(3, 9, 9).numpy(), "a path, a PIL image or a tensor, got a ndarray"),
+    ],
+)
+def test_what_is_no_image_is_refused(model: Detector, image, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.predict([image])
+
+
+def test_what_is_no_number_is_not_nothing(model: Detector) -> None:
+    with pytest.raises(RuntimeError, match="scores or boxes of Tensor are not finite"):
+        model.predict([torch.full((3, 40, 40), torch.nan)])
+
+
+def test_weights_in_another_precision(model: Detector, picture: Path) -> None:
+    (expected,) = model.predict([picture], threshold=0.0)
+    double = copy.deepcopy(model).double()
+    (found,) = double.predict([picture], threshold=0.0)
+    torch.testing.assert_close(found["boxes"].float(), expected["boxes"], rtol=1e-3, atol=1e-2)
+    assert torch.isfinite(copy.deepcopy(model).bfloat16().predict([picture])[0]["boxes"]).all()
 
 
 def test_threshold_cuts(model: Detector, picture: Path) -> None:

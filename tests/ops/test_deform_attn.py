@@ -168,6 +168,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
         ({"value": torch.zeros(3, 6)}, r"value must be \[200, a multiple of 2 heads\]"),
         ({"supports": [Support.full(2, 8, 10)]}, "supports must be 2 supports of 2 images"),
         ({"locations": torch.zeros(2, 5, 2, 2, 2)}, r"locations must be \[B, Q, heads, L, P, 2\]"),
+        ({"locations": torch.zeros(2, 5, 2, 2, 0, 2)}, "at least one head, level and point"),
         ({"weights": torch.zeros(2, 5, 2, 2, 3)}, r"weights must be \(2, 5, 2, 2, 2\)"),
         ({"extents": torch.zeros(2, 2)}, r"extents must be \[B, L, 2\] = \(2, 2, 2\)"),
         ({"background": torch.zeros(6)}, r"background must be \(2, 6\)"),

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def check_keep_ratio(keep_ratio: float, name: str = "keep_ratio") -> float:
-    """Returns the ratio as a float.
+def check_keep_ratio(keep_ratio: Any, name: str = "keep_ratio") -> float:
+    """Returns the ratio as a float of six digits: 0.1 + 0.2 is 0.3.
 
     Raises:
         ValueError: it is not a number in (0, 1].
     """
-    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float)):
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, Real):
         raise ValueError(f"{name} must be a number in (0, 1], got {keep_ratio!r}")
-    if not 0.0 < keep_ratio <= 1.0:
-        raise ValueError(f"{name} must be in (0, 1], got {keep_ratio}")
-    return float(keep_ratio)
+    value = float(keep_ratio)
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{name} must be in (0, 1], got {value}")
+    return float(f"{value:.6g}")
 
 
 @dataclass(frozen=True)
