@@ -138,8 +138,14 @@ class Detector(nn.Module):
 
         Raises:
             ValueError: an argument is out of range or has another shape than expected.
+            NotImplementedError: ``torch.export`` traces it.
         """
         execution = _check_execution(execution or self.execution)
+        if torch.compiler.is_exporting():
+            raise NotImplementedError(
+                f"torch.export cannot capture execution={execution}: its tables of sites are made "
+                "for the content and the size of each batch; torch.compile can run it"
+            )
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"{len(targets)} targets were given for {len(images)} images")
         dtype = next(self.parameters()).dtype

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from sparse_dset import build_detector
 from sparse_dset.models.decoder.decoder import NO_QUERY_LOGIT
 from sparse_dset.models.geometry import pad_batch
 from sparse_dset.structures import SparseMap, Support
@@ -405,3 +406,17 @@ def test_distillation_does_not_grow_with_the_features(make_detector):
     torch.testing.assert_close(losses.distillation(opposite, teacher), torch.tensor(4.0))
     nothing = [SparseMap.from_dense(teacher[0], Support.from_mask(torch.zeros_like(mask)))]
     assert float(losses.distillation(nothing, teacher)) == 0.0
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+def test_an_export_says_that_it_cannot_be(execution):
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.detector = build_detector("nano", 3, pretrained=False).eval()
+
+        def forward(self, x):
+            return self.detector(x, execution=execution).pred_logits
+
+    with pytest.raises(Exception, match=f"torch.export cannot capture execution={execution}"):
+        torch.export.export(Logits(), (torch.rand(2, 3, 64, 96),))
