@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 
 import torch
 
@@ -26,6 +27,8 @@ def _load() -> str:
 
 # A constant, so that compiled graphs do not trace the loading.
 _PROBLEM = _load()
+if _PROBLEM:
+    warnings.warn(f"sparse_dset runs on plain PyTorch, more slowly: {_PROBLEM}", stacklevel=2)
 
 
 def unavailable_reason() -> str:
