@@ -217,7 +217,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     [
         ("keep_ratios=[0]", r"\(0, 1\]"),
         ("keep_ratios=[abc]", r"\(0, 1\]"),
-        ("size=[16,64]", "32 or more"),
+        ("size=[16,64]", "at least 32"),
         ("depth=0", "depth must be 1 or more"),
         ("excutions=[sparse]", "executions"),
     ],

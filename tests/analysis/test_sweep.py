@@ -143,8 +143,8 @@ def test_a_job_that_fails_is_a_row_and_the_others_run(tmp_path):
         (["pruner.keepratio=0.5"], "did you mean 'pruner.keep_ratio'"),
         (["excution=sparse"], "did you mean 'execution'"),
         (["execution=sparse,spars"], "execution must be one of dense"),
-        (["size=[16,16]"], "32 or more"),
-        (["repeats=0"], "repeats must be 1 or more"),
+        (["size=[16,16]"], "at least 32"),
+        (["repeats=0"], "repeats must be a whole number of at least 1"),
         (["model=r18,r19"], "r19"),
     ],
 )
