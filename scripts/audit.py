@@ -22,6 +22,7 @@ from sparse_dset.analysis.audit import (
 from sparse_dset.analysis.audit_report import format_audit, plot_audit
 from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, plan_arms
 from sparse_dset.analysis.subject import open_subject
+from sparse_dset.checks import check_number
 from sparse_dset.config import check_command_line, check_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row, now
@@ -30,8 +31,7 @@ from sparse_dset.engine.loggers import append_row, now
 def _check(plain: dict[str, Any]) -> None:
     names = ("executions", "keep_ratios", "size", "batch_size", "threads", "warmup", "repeats")
     BenchmarkConfig(**{name: plain[name] for name in names})
-    if plain["depth"] < 1:
-        raise ValueError(f"depth must be 1 or more, got {plain['depth']}")
+    check_number("depth", plain["depth"], at_least=1, whole=True)
 
 
 def _write(folder: Path, kind: str, shared: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -27,14 +27,14 @@ from sparse_dset.engine.checkpoint import load_checkpoint, load_detector, replac
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.evaluate import evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment, now
-from sparse_dset.models.pruner import TopK, check_keep_ratio
+from sparse_dset.models.pruner import BY_CONTENT, TopK, check_keep_ratio
 
 SHOWN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
 
 def _check(plain: dict[str, Any]) -> None:
     check_keep_ratio(plain["keep_ratio"])
-    if plain["selector"] not in ("threshold", "mass"):
+    if plain["selector"] not in BY_CONTENT:
         raise ValueError(f"selector must be threshold or mass, got {plain['selector']!r}")
 
 

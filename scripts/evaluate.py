@@ -12,22 +12,20 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from sparse_dset.analysis.benchmark import open_validation_set, plan_arms
+from sparse_dset.analysis.benchmark import check_run, open_validation_set
 from sparse_dset.analysis.table import markdown_table
 from sparse_dset.config import check_command_line, check_config
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.distributed import is_main, process_group
-from sparse_dset.engine.evaluate import AMP_DTYPES, evaluate, evaluation_loader
+from sparse_dset.engine.evaluate import check_precision, evaluate, evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.models.pruner import TopK
 from sparse_dset.ops import resolve_backend
 
 
 def _check(plain: dict[str, Any]) -> None:
-    keep_ratio = plain["pruner"]["keep_ratio"]
-    plan_arms([plain["execution"] or "dense"], [1.0 if keep_ratio is None else keep_ratio])
-    if plain["amp"] not in ("off", *AMP_DTYPES):
-        raise ValueError(f"amp must be one of off, {', '.join(AMP_DTYPES)}; got {plain['amp']!r}")
+    check_run([plain["execution"]], plain["pruner"]["keep_ratio"])
+    check_precision(plain["amp"])
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")

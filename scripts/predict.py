@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from sparse_dset import load_detector
-from sparse_dset.analysis.benchmark import plan_arms
+from sparse_dset.analysis.benchmark import check_run
 from sparse_dset.analysis.visualize import draw_detections
 from sparse_dset.checks import check_number
 from sparse_dset.config import check_command_line
@@ -37,8 +37,7 @@ def find_pictures(source: Path) -> list[Path]:
 
 def _check(plain: dict[str, Any]) -> None:
     check_number("threshold", plain["threshold"], at_least=0, at_most=1)
-    keep_ratio = plain["keep_ratio"]
-    plan_arms([plain["execution"] or "dense"], [1.0 if keep_ratio is None else keep_ratio])
+    check_run([plain["execution"]], plain["keep_ratio"])
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="predict")

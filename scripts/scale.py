@@ -12,7 +12,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from sparse_dset.analysis.benchmark import open_validation_set, plan_arms
+from sparse_dset.analysis.benchmark import check_run, open_validation_set
 from sparse_dset.analysis.scale import (
     measure_scale,
     measured_table,
@@ -25,8 +25,7 @@ from sparse_dset.engine.loggers import append_row, now
 
 
 def _check(plain: dict[str, Any]) -> None:
-    keep_ratio = plain["keep_ratio"]
-    plan_arms(plain["executions"], [1.0 if keep_ratio is None else keep_ratio])
+    check_run(plain["executions"], plain["keep_ratio"])
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="scale")

@@ -14,7 +14,7 @@ from sparse_dset.analysis.benchmark import Arm, open_validation_set, sample_imag
 from sparse_dset.analysis.flops import count_flops
 from sparse_dset.analysis.table import MISSING, Table
 from sparse_dset.data.coco import CocoDetection
-from sparse_dset.engine.calibrate import calibrate, centres_kept, kept_tokens, score_dataset
+from sparse_dset.engine.calibrate import calibrated, centres_kept, kept_tokens, score_dataset
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.evaluate import detect, evaluation_loader
 from sparse_dset.models.detector import EXECUTIONS, Detector
@@ -98,19 +98,19 @@ class CalibratedCheckpoint:
     def __init__(self, path: str | Path, pruner: Mapping[str, Any], seed: int = 0) -> None:
         checkpoint = load_checkpoint(path)
         _check_ended(path, checkpoint)
-        changes = {"selector": "threshold", "calibration": None, **pruner}
-        self.model: Detector = load_detector(path, pruner=changes)
+        settings = {"selector": "threshold", "calibration": None, **pruner}
+        self.model: Detector = load_detector(path, pruner=settings)
         config = checkpoint["config"]
         self.dataset: CocoDetection = open_validation_set(
             config["data"], None, config["model"]["class_names"]
         )
         self.seed = seed
         torch.manual_seed(seed)
-        self.scored = score_dataset(self.model, self._loader(), progress=False)
         own = self.model.pruner
         if isinstance(own.selector, ByContent):
-            settings = calibrate(own.selector, self.scored, own.halo)
-            own.selector = own.selector.with_calibration(settings)
+            own.selector, self.scored = calibrated(self.model, self._loader(), progress=False)
+        else:
+            self.scored = score_dataset(self.model, self._loader(), progress=False)
 
     def measure(self, arm: Arm, *, bootstrap: int) -> dict[str, Any]:
         """Measures one arm.

@@ -90,6 +90,16 @@ def plan_arms(executions: Sequence[str], keep_ratios: Sequence[float]) -> tuple[
     return tuple(dict.fromkeys(arms))
 
 
+def check_run(executions: Sequence[str | None], keep_ratio: float | None) -> None:
+    """Checks what a script is asked to run; None leaves it to the checkpoint.
+
+    Raises:
+        ValueError: see ``plan_arms``.
+    """
+    named = [execution or "dense" for execution in executions]
+    plan_arms(named, [1.0 if keep_ratio is None else keep_ratio])
+
+
 @dataclass(frozen=True)
 class BenchmarkConfig:
     """Settings of a benchmark, checked before anything is measured.

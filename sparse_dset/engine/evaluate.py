@@ -20,6 +20,16 @@ Precision = Literal["off", "bf16", "fp16"]
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def check_precision(amp: str) -> None:
+    """Checks the name of a precision.
+
+    Raises:
+        ValueError: it is not "off", "bf16" or "fp16".
+    """
+    if amp != "off" and amp not in AMP_DTYPES:
+        raise ValueError(f"amp must be one of off, {', '.join(AMP_DTYPES)}; got {amp!r}")
+
+
 def evaluation_loader(dataset: Dataset, batch_size: int, *, num_workers: int = 0) -> DataLoader:
     """Loads this process's share of a data set in order, every image once over all processes."""
     images = len(dataset)  # type: ignore[arg-type]
@@ -101,8 +111,7 @@ def detect(
     Returns:
         What was found in all images, and the share of the tokens that was kept on each level.
     """
-    if amp != "off" and amp not in AMP_DTYPES:
-        raise ValueError(f"amp must be one of off, {', '.join(AMP_DTYPES)}; got {amp!r}")
+    check_precision(amp)
     device = torch.device(device)
     detections: dict[int, dict[str, Tensor]] = {}
     shares: dict[int, list[float]] = {}

@@ -10,6 +10,7 @@ import hydra
 from hydra.errors import InstantiationException
 
 from sparse_dset.engine.train import PruningSchedule, TrainConfig
+from sparse_dset.models.pruner import BY_CONTENT
 
 
 def check_plan(plain: Mapping[str, Any]) -> None:
@@ -30,7 +31,7 @@ def check_plan(plain: Mapping[str, Any]) -> None:
             f"pruner.score_by={pruner['score_by']} has nothing to train: train with "
             "learned, and change it with scripts/calibrate.py"
         )
-    by_content = pruner["selector"] in ("threshold", "mass") and not pruner["calibration"]
+    by_content = pruner["selector"] in BY_CONTENT and not pruner["calibration"]
     if pruning.ratio == "random" and by_content:
         raise ValueError(
             f"pruner.selector={pruner['selector']} keeps what its own setting says, so that "

@@ -28,7 +28,13 @@ from sparse_dset.data.collate import Batch, collate
 from sparse_dset.engine import distributed
 from sparse_dset.engine.checkpoint import load_checkpoint, save_checkpoint
 from sparse_dset.engine.ema import ModelEMA
-from sparse_dset.engine.evaluate import AMP_DTYPES, Precision, evaluate, evaluation_loader
+from sparse_dset.engine.evaluate import (
+    AMP_DTYPES,
+    Precision,
+    check_precision,
+    evaluate,
+    evaluation_loader,
+)
 from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.engine.optim import OptimConfig, build_optimizer, build_scheduler
 from sparse_dset.engine.randomness import (
@@ -184,8 +190,7 @@ class TrainConfig:
             raise ValueError(
                 f"execution must be one of {', '.join(EXECUTIONS)}; got {self.execution!r}"
             )
-        if self.amp not in ("off", "bf16", "fp16"):
-            raise ValueError(f"amp must be 'off', 'bf16' or 'fp16', got {self.amp!r}")
+        check_precision(self.amp)
 
 
 class Trainer:

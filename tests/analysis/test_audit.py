@@ -218,7 +218,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
         ("keep_ratios=[0]", r"\(0, 1\]"),
         ("keep_ratios=[abc]", r"\(0, 1\]"),
         ("size=[16,64]", "at least 32"),
-        ("depth=0", "depth must be 1 or more"),
+        ("depth=0", "depth must be a whole number of at least 1, got 0"),
         ("excutions=[sparse]", "executions"),
     ],
 )

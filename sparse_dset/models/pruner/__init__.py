@@ -24,6 +24,7 @@ from sparse_dset.models.pruner.selector import (
 )
 
 __all__ = [
+    "BY_CONTENT",
     "SCORE_BY",
     "SELECTORS",
     "BatchTopK",
@@ -44,7 +45,10 @@ __all__ = [
 ]
 
 
-SELECTORS = ("topk", "batch", "threshold", "mass")
+BY_CONTENT = ("threshold", "mass")
+"""Selectors whose counts follow the content, by a setting that is calibrated."""
+
+SELECTORS = ("topk", "batch", *BY_CONTENT)
 
 
 def make_selector(

@@ -1,0 +1,57 @@
+"""What scripts/train.py does before the first step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_dset import build_detector
+from sparse_dset.engine.checkpoint import load_checkpoint
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Runs the script for one step on three drawn scenes."""
+    root = tmp_path / "data"
+    drawing = [sys.executable, "-m", "sparse_dset.data.synthetic", "--root", str(root)]
+    subprocess.run([*drawing, "--train", "2", "--val", "1", "--size", "96", "160"], check=True)
+
+    def run(*overrides):
+        common = ["data=synthetic", f"data.root={root}", "data.size=[96,160]", "model=nano"]
+        limits = ["train.max_steps=1", "train.batch_size=2", "train.num_workers=0"]
+        place = f"train.output_dir={tmp_path / 'run'}"
+        return subprocess.run(
+            [sys.executable, str(SCRIPT), *common, *limits, place, *overrides],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_backbone_that_the_weights_lack_is_the_pretrained_one(train, tmp_path):
+    weights = build_detector("nano", 3, pretrained=False).decoder.state_dict(prefix="decoder.")
+    torch.save({"model": weights, "config": {}}, tmp_path / "decoder.pt")
+    done = train(f"weights={tmp_path / 'decoder.pt'}")
+    assert done.returncode == 0, done.stderr
+    trained = load_checkpoint(tmp_path / "run" / "last.pt")["model"]
+    frozen = next(name for name in trained if "conv_stem" in name)
+    expected = build_detector("nano", 3).state_dict()[frozen]
+    torch.testing.assert_close(trained[frozen], expected, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["model.num_classes=9", "model.class_names=[x,y,z]"])
+def test_other_classes_than_those_of_the_data_are_refused(train, asked):
+    done = train(asked)
+    assert done.returncode != 0
+    assert "is asked for, but" in done.stderr
+    assert "leave it out, the data decides" in done.stderr
