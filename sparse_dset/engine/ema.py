@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparse_dset.checks import check_number
+
 
 class ModelEMA:
     """Averages the weights over the steps of training; the average is what gets evaluated.
@@ -27,10 +29,8 @@ class ModelEMA:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000.0) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        if tau < 0:
-            raise ValueError(f"tau must be 0 or more updates, got {tau}")
+        check_number("decay", decay, at_least=0, below=1)
+        check_number("tau", tau, at_least=0)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.tau = tau

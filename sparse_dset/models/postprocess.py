@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from sparse_dset.checks import check_number
+
 
 def select_detections(
     pred_logits: Tensor,
@@ -36,8 +38,7 @@ def select_detections(
     sizes = torch.as_tensor(orig_sizes, dtype=torch.float32, device=pred_boxes.device)
     if sizes.shape != (batch_size, 2):
         raise ValueError(f"orig_sizes must be {batch_size} pairs (h, w), got {list(sizes.shape)}")
-    if max_detections < 1:
-        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+    check_number("max_detections", max_detections, at_least=1, whole=True)
     logits = pred_logits.float()
     if query_mask is not None:
         logits = logits.masked_fill(~query_mask.unsqueeze(-1), -torch.inf)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_dset.checks import check_number
+
 
 def check_keep_ratio(keep_ratio: Any, name: str = "keep_ratio") -> float:
     """Returns the ratio as a float of six digits: 0.1 + 0.2 is 0.3.
@@ -42,12 +44,10 @@ class TokenSelector(ABC):
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.min_tokens < 1:
-            raise ValueError(f"pruner min_tokens must be at least 1, got {self.min_tokens}")
-        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
-            raise ValueError(
-                f"pruner max_tokens = {self.max_tokens} is below min_tokens = {self.min_tokens}"
-            )
+        check_number("pruner.min_tokens", self.min_tokens, at_least=1, whole=True)
+        if self.max_tokens is not None:
+            name = "pruner.max_tokens (not below min_tokens)"
+            check_number(name, self.max_tokens, at_least=self.min_tokens, whole=True)
 
     def __call__(self, scores: Tensor, valid: Tensor, sizes: Tensor) -> Tensor:
         """Selects.
@@ -204,8 +204,7 @@ class Threshold(ByContent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"pruner.threshold must be in [0, 1], got {self.threshold}")
+        check_number("pruner.threshold", self.threshold, at_least=0, at_most=1)
 
     @property
     def keeps_all(self) -> bool:
@@ -235,8 +234,7 @@ class Mass(ByContent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.mass <= 1.0:
-            raise ValueError(f"pruner.mass must be in (0, 1], got {self.mass}")
+        check_number("pruner.mass", self.mass, above=0, at_most=1)
 
     @property
     def keeps_all(self) -> bool:
