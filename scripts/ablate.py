@@ -38,7 +38,8 @@ def _check(plain: dict[str, Any]) -> None:
     for arm in arms.values():
         arm.plan(plain["keep_ratios"])
         check_plan(compose_config("train", [*plain["base"], *arm.train]))
-        settings = [f"pruner.{key}={value}" for key, value in arm.pruner.items()]
+        # In hydra's grammar the keys of {s4: -0.5} have no quotes.
+        settings = [f"pruner.{key}={value}".replace("'", "") for key, value in arm.pruner.items()]
         compose_config("train", [*plain["base"], *settings])
 
 

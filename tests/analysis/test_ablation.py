@@ -141,7 +141,7 @@ def test_an_ablation_goes_on_where_it_was(trained):
     # An arm whose settings have changed is not measured with what the former ones trained.
     changed = run("only=[base]", "+arms.base.train=['losses.cass.band=1.2']")
     assert changed.returncode == 1
-    assert "'losses.cass.band': (1.2, 0.3)" in rows()[-1]["error"]
+    assert "'losses.cass.band': (1.2, 1.0)" in rows()[-1]["error"]
     assert len(rows()) == 6
     assert (folder / "out/AP.md").read_text().count("base") == 0
     refused = run("only=[bas]")
@@ -150,7 +150,12 @@ def test_an_ablation_goes_on_where_it_was(trained):
     refused = run("only=[broken]", "arms.broken.train=['train.epochs=abc']")
     assert refused.returncode != 0
     assert "train.epochs must be a whole number" in refused.stderr
-    for pruner in ({"score_by": "norm"}, {"selector": "topk"}, {"selector": "batch"}):
+    for pruner in (
+        {"score_by": "norm"},
+        {"selector": "topk"},
+        {"selector": "batch"},
+        {"offsets": {"s4": -0.5}},
+    ):
         checkpoint = CalibratedCheckpoint(folder / "out/base-0/last.pt", pruner)
         assert checkpoint.model.pruner.score_by == pruner.get("score_by", "learned")
         row = checkpoint.measure(Arm("sparse", 0.5), bootstrap=0)
