@@ -48,16 +48,17 @@ def pad_targets(
     image_ids = [target.get("image_id", f"{i} of the batch") for i, target in enumerate(targets)]
     for target, image_id in zip(targets, image_ids, strict=True):
         _check_shapes(target, image_id)
-    labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
-    boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
+    # Padding takes the type of the first image's, which may have no objects.
+    labels = pad_sequence([target["labels"].long() for target in targets], batch_first=True)
+    boxes = pad_sequence([target["boxes"].float() for target in targets], batch_first=True)
     counts = torch.tensor([len(target["labels"]) for target in targets], device=labels.device)
     mask = torch.arange(labels.shape[1], device=labels.device) < counts[:, None]
     _check_labels(labels, mask, num_classes, image_ids)
     _check_boxes(boxes, mask, image_ids)
     num_boxes = sum(len(target["labels"]) for target in targets)
     return PaddedTargets(
-        labels=labels.to(device, torch.int64),
-        boxes=boxes.to(device, torch.float32),
+        labels=labels.to(device),
+        boxes=boxes.to(device),
         mask=mask.to(device),
         num_boxes=float(mean_over_ranks(torch.tensor(float(num_boxes), device=device))),
     )

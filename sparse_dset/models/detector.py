@@ -23,6 +23,7 @@ from sparse_dset.models.modes import evaluation
 from sparse_dset.models.moe import RouterStats
 from sparse_dset.models.predict import Detections, Picture, predict
 from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
+from sparse_dset.models.pruner.scorer import LEVELS
 from sparse_dset.models.rtdetr_names import place_rtdetr
 from sparse_dset.ops import resolve_backend, use_backend
 from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested, enlarged
@@ -106,6 +107,8 @@ class Detector(nn.Module):
             self.backend, self.algorithm = backend, algorithm
         self.backbone = backbone
         self.pruner = pruner(backbone.channels)
+        if self.pruner.is_early:
+            self._check_late_stages()
         self.encoder = encoder(backbone.out_channels)
         self.decoder = decoder(num_classes)
         self.losses = losses(num_classes)
@@ -332,6 +335,18 @@ class Detector(nn.Module):
         x = kind.from_dense(self._gated(feature, scores), supports[0])
         maps = [x, *self.backbone(x, range(first + 1, 4), supports[1:])]
         return maps[-3:]
+
+    @torch.no_grad()
+    def _check_late_stages(self) -> None:
+        """Tells now whether the stages after an early decision have a form on kept sites."""
+        first = self.pruner.num_early - 1
+        supports = [Support.full(1, side, side) for side in (16, 8, 4, 2)[first:]]
+        features = torch.zeros(supports[0].num_sites, self.backbone.channels[first])
+        try:
+            with evaluation(self.backbone), use_backend("reference"):
+                self.backbone(SparseMap(features, supports[0]), range(first + 1, 4), supports[1:])
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"pruner.stage={LEVELS[first]}: {error}") from error
 
     def _gated(self, feature: Tensor, scores: Sequence[Tensor] | None) -> Tensor:
         return feature if scores is None else self.pruner.gated(feature, scores)

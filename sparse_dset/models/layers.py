@@ -178,8 +178,8 @@ def pointwise(x: FeatureMap, function: Callable[[Tensor], Tensor]) -> FeatureMap
 def batch_norm(x: FeatureMap, norm: nn.Module) -> FeatureMap:
     """Normalises with statistics, in training, of the sites that the map holds."""
     if isinstance(x, Tensor):
-        return norm(x)
-    return on_rows(x, lambda rows: _normalise_rows(rows, norm))
+        return _normalise(x, norm)
+    return on_rows(x, lambda rows: _normalise(rows[:, :, None, None], norm).flatten(1))
 
 
 def on_rows(x: SparseMap | MaskedMap, function: Callable[[Tensor], Tensor]) -> FeatureMap:
@@ -189,12 +189,12 @@ def on_rows(x: SparseMap | MaskedMap, function: Callable[[Tensor], Tensor]) -> F
     return out if isinstance(x, SparseMap) else MaskedMap(out.to_dense(), x.support)
 
 
-def _normalise_rows(rows: Tensor, norm: nn.Module) -> Tensor:
-    if norm.training and isinstance(norm, _BatchNorm) and not has_statistics(rows):
+def _normalise(x: Tensor, norm: nn.Module) -> Tensor:
+    if norm.training and isinstance(norm, _BatchNorm) and not has_statistics(x):
         return F.batch_norm(
-            rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
         )
-    return norm(rows[:, :, None, None]).flatten(1)
+    return norm(x)
 
 
 def _values(x: FeatureMap) -> Tensor:

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-def has_statistics(rows: Tensor) -> bool:
-    """Whether rows ``[N, C]`` have a variance to be normalised by: one row alone has none.
+def has_statistics(x: Tensor) -> bool:
+    """Whether ``[N, C, ...]`` has a variance to be normalised by: a single site has none.
 
     Where processes share their statistics, they all must take part, whatever they hold.
     """
-    return len(rows) > 1 or SyncedBatchNorm.is_active()
+    return x.numel() > x.shape[1] or SyncedBatchNorm.is_active()
 
 
 class SyncedBatchNorm(TorchFunctionMode):

@@ -128,10 +128,11 @@ def project_and_sample(
     sampled, coverage = cpu.deform_attn_cpu(
         rows, supports, locations, weights, extents, background, whole_rows=True
     )
-    per_head = weight.view(heads, -1, weight.shape[1]).transpose(1, 2)
+    # The kernel sums in float32 or wider, and so does the projection.
+    per_head = weight.view(heads, -1, weight.shape[1]).transpose(1, 2).to(sampled.dtype)
     projected = torch.bmm(sampled.flatten(0, 1).transpose(0, 1), per_head).transpose(0, 1)
     projected = projected + coverage.flatten(0, 1).unsqueeze(-1) * bias.view(heads, -1)
-    return projected.reshape(batch, queries, -1)
+    return projected.reshape(batch, queries, -1).to(rows.dtype)
 
 
 def cheaper_order(rows: Tensor, shape: Sequence[int], dtype: torch.dtype) -> str:

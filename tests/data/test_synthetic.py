@@ -143,7 +143,7 @@ def test_a_set_with_a_missing_file(tmp_path: Path, lost: str) -> None:
     content = {name: data for name, (data, _) in snapshot(root).items()}
     (root / lost).unlink()
     if lost == "manifest.json":
-        with pytest.raises(FileExistsError, match="holds no synthetic set"):
+        with pytest.raises(FileExistsError, match="is not of a synthetic set"):
             write_dataset(root, {"train": 2}, **SMALL, progress=False)
     else:
         write_dataset(root, {"train": 2}, **SMALL, progress=False)
@@ -160,6 +160,19 @@ def test_other_parameters_replace_the_set(tmp_path: Path) -> None:
     ]
     assert (root / "images" / image_name("train", 0)).read_bytes() != before
     assert json.loads((root / "manifest.json").read_text())["seed"] == 1
+
+
+def test_what_is_not_of_the_set_is_never_deleted(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", {"train": 2}, **SMALL, progress=False)
+    (root / "images" / "mine.jpg").write_bytes(b"1")
+    with pytest.raises(FileExistsError, match="mine.jpg is not of a synthetic set"):
+        write_dataset(root, {"train": 1}, **SMALL, progress=False)
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "manifest.json").write_text('{"name": "my app"}')
+    with pytest.raises(FileExistsError, match="manifest.json is not of a synthetic set"):
+        write_dataset(app, {"train": 1}, **SMALL, progress=False)
+    assert sorted(p.name for p in app.iterdir()) == ["manifest.json"]
 
 
 def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

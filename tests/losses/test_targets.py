@@ -87,3 +87,11 @@ def test_what_is_wrong_with_a_target_is_named() -> None:
     with pytest.raises(ValueError, match="integers"):
         pad_targets([{"labels": torch.tensor([0.7]), "boxes": box / 100}], 1, "cpu")
     assert pad_targets([{"labels": torch.tensor([0]), "boxes": box / 100}], 1, "cpu").mask.all()
+
+
+def test_an_image_without_objects_does_not_choose_the_types() -> None:
+    empty = {"labels": torch.zeros(0, dtype=torch.bool), "boxes": torch.zeros(0, 4).long()}
+    box = torch.tensor([[0.3, 0.4, 0.1, 0.2]])
+    padded = pad_targets([empty, {"labels": torch.tensor([300]), "boxes": box}], 400, "cpu")
+    assert padded.labels[1].tolist() == [300]
+    torch.testing.assert_close(padded.boxes[1], box)

@@ -164,9 +164,6 @@ def test_the_gate_trains_an_early_scorer(make_detector, make_targets, assert_sam
 
 
 def test_a_backbone_that_cannot_run_on_kept_sites_says_why(make_detector):
-    squeezes = make_detector(
-        "nano", "model.backbone.name=mobilenetv3_small_100", "model.backbone.frozen=[]",
-        "pruner.stage=s3",
-    )  # fmt: skip
-    with pytest.raises(AttributeError, match="mean, which has no form .* pruner.stage=s5"):
-        squeezes(_images(1), keep_ratio=0.5)
+    settings = "model.backbone.name=mobilenetv3_small_100", "model.backbone.frozen=[]"
+    with pytest.raises(ValueError, match="pruner.stage=s3: .* mean, which has no form .*=s5"):
+        make_detector("nano", *settings, "pruner.stage=s3")

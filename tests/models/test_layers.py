@@ -147,3 +147,13 @@ def test_half_types():
     assert torch.equal(within_half(big), big)
     assert at_least_float32(big.half()).dtype == torch.float32
     assert at_least_float32(big.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", ["tensor", "sparse"])
+def test_a_single_site_is_normalised_by_running_statistics(kind):
+    layer = ConvNormLayer(4, 4, 1).train()
+    x = torch.randn(1, 4, 1, 1)
+    full = Support.full(1, 1, 1)
+    out = layer(x if kind == "tensor" else SparseMap.from_dense(x, full))
+    expected = layer.eval()(x)
+    torch.testing.assert_close(out if kind == "tensor" else out.to_dense(), expected)

@@ -85,7 +85,10 @@ def test_weights_in_another_precision(model: Detector, picture: Path) -> None:
     double = copy.deepcopy(model).double()
     (found,) = double.predict([picture], threshold=0.0)
     torch.testing.assert_close(found["boxes"].float(), expected["boxes"], rtol=1e-3, atol=1e-2)
-    assert torch.isfinite(copy.deepcopy(model).bfloat16().predict([picture])[0]["boxes"]).all()
+    for narrow in (copy.deepcopy(model).bfloat16(), copy.deepcopy(model).fuse().bfloat16()):
+        for execution in ("dense", "sparse"):
+            (found,) = narrow.predict([picture], threshold=0.0, execution=execution)
+            assert torch.isfinite(found["boxes"]).all()
 
 
 def test_threshold_cuts(model: Detector, picture: Path) -> None:

@@ -15,11 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from sparse_dset.data.synthetic.scene import render_scene
-from sparse_dset.data.synthetic.solids import (
-    CLASSES,
-)
+from sparse_dset.data.synthetic.solids import CLASSES
 
 VERSION = 1
+MANIFEST = "manifest.json"
+MANIFEST_KEYS = {"version", "classes", "splits", "height", "width", "seed"}
 
 
 def scene_seed(seed: int, split: str, index: int) -> int:
@@ -73,9 +73,11 @@ def write_dataset(
     }
     if is_complete(root, manifest):
         return root
-    if root.exists() and any(root.iterdir()) and not (root / "manifest.json").is_file():
+    foreign = foreign_file(root)
+    if foreign is not None:
         raise FileExistsError(
-            f"{root} is not empty and holds no synthetic set; name another folder or empty it"
+            f"{foreign} is not of a synthetic set, and the whole of {root} would be replaced; name "
+            "another folder or empty it"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as temporary:
@@ -85,7 +87,7 @@ def write_dataset(
         with tqdm(total=sum(splits.values()), desc="scenes", disable=not progress) as bar:
             for split, count in splits.items():
                 write_split(folder, split, count, manifest, bar)
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
         if not is_complete(root, manifest):  # another process may have been faster
             shutil.rmtree(root, ignore_errors=True)
             folder.replace(root)
@@ -94,16 +96,40 @@ def write_dataset(
 
 def is_complete(root: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether a whole set with these parameters is in a folder."""
-    path = root / "manifest.json"
-    if not path.is_file() or json.loads(path.read_text()) != manifest:
+    if read_manifest(root) != manifest:
         return False
-    files = [root / "annotations" / f"instances_{split}.json" for split in manifest["splits"]]
-    files += [
-        root / "images" / image_name(split, index)
-        for split, count in manifest["splits"].items()
-        for index in range(count)
-    ]
-    return all(file.is_file() for file in files)
+    return all((root / name).is_file() for name in file_names(manifest))
+
+
+def foreign_file(root: Path) -> Path | None:
+    """Finds a file in a folder that is none of the set whose manifest lies there."""
+    manifest = read_manifest(root)
+    known = set() if manifest is None else file_names(manifest)
+    files = (path for path in sorted(root.rglob("*")) if not path.is_dir())
+    return next((path for path in files if path.relative_to(root).as_posix() not in known), None)
+
+
+def read_manifest(root: Path) -> dict[str, Any] | None:
+    """Reads what describes a set; None where there is none, or something else of that name."""
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    named = isinstance(manifest, dict) and set(manifest) == MANIFEST_KEYS
+    return manifest if named and isinstance(manifest["splits"], dict) else None
+
+
+def file_names(manifest: Mapping[str, Any]) -> set[str]:
+    """Names all files of a set, relative to its folder."""
+    return {
+        MANIFEST,
+        *(f"annotations/instances_{split}.json" for split in manifest["splits"]),
+        *(
+            f"images/{image_name(split, index)}"
+            for split, count in manifest["splits"].items()
+            for index in range(count)
+        ),
+    }
 
 
 def image_name(split: str, index: int) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_dset.checks import check_number
+from sparse_dset.checks import check_list, check_number
 from sparse_dset.models.pruner.scorer import (
     LEVELS,
     TokenScorer,
@@ -86,6 +86,9 @@ class Pruner(nn.Module):
             raise ValueError(f"pruner.stage must be one of {', '.join(STAGES)}; got {stage!r}")
         self.num_early = level_index(stage) + 1
         early = LEVELS[: self.num_early]
+        for name, value in (("pruner.levels", levels), ("pruner.scatter_levels", scatter_levels)):
+            if value is not None:
+                check_list(name, value)
         if levels is None:
             levels = early if stage != "s5" else LEVELS[1:]
         late = [name for name in levels if level_index(name) >= self.num_early]
@@ -108,6 +111,10 @@ class Pruner(nn.Module):
             )
 
     def _read_offsets(self, offsets: Mapping[str, float]) -> tuple[float, ...]:
+        if not isinstance(offsets, Mapping):
+            raise ValueError(f"pruner.offsets must be by level, e.g. {{s4: -1.0}}; got {offsets!r}")
+        for name, offset in offsets.items():
+            check_number(f"pruner.offsets.{name}", offset)
         deciding = [LEVELS[i] for i in self.scorer.scored]
         idle = [name for name in offsets if name not in deciding]
         if idle:
@@ -188,20 +195,25 @@ def select(
         )
     # Coarse levels come first: of equals, a cell is ranked before those under it.
     values, inside = values[::-1], inside[::-1]
-    inherited = [4**i for i in range(1, len(valid) - len(scores) + 1)]
-    sizes = [torch.ones_like(cells[0], dtype=torch.int64).flatten() for cells in inside]
-    sizes[-1] += sum(inherited)
+    sizes = [cells.long() for cells in inside]
+    for finer in valid[: len(valid) - len(scores)]:  # which inherit
+        sizes[-1] = sizes[-1] + _count_under(inside[-1], finer)
     kept = selector(
-        torch.cat([v.flatten(1) for v in values], dim=1),
-        torch.cat([cells.flatten(1) for cells in inside], dim=1),
-        torch.cat(sizes),
+        *(torch.cat([x.flatten(1) for x in levels], dim=1) for levels in (values, inside, sizes))
     )
-    parts = kept.split([len(s) for s in sizes], dim=1)
+    parts = kept.split([v[0].numel() for v in values], dim=1)
     masks = [
         grown(part.view(cells.shape), halo) & cells
         for part, cells in zip(parts, inside, strict=True)
     ]
     return inherit(masks[::-1], valid)
+
+
+def _count_under(cells: Tensor, finer: Tensor) -> Tensor:
+    """How many sites of ``finer``, bool ``[B, h, w]``, lie under each cell of ``[B, H, W]``."""
+    side = finer.shape[-1] // cells.shape[-1]
+    counts = F.avg_pool2d(finer.float().unsqueeze(1), side, divisor_override=1)
+    return counts.squeeze(1).long()
 
 
 def grown(kept: Tensor, cells: int) -> Tensor:

@@ -55,7 +55,7 @@ class TokenSelector(ABC):
         Args:
             scores: logits ``[B, N]``.
             valid: bool ``[B, N]``, the cells that may be kept.
-            sizes: int64 ``[N]``, how many tokens are kept with a cell.
+            sizes: int64 ``[B, N]``, how many tokens are kept with a cell.
 
         Returns:
             bool ``[B, N]``, the kept cells; never one that is not valid. Of cells with the same
@@ -182,7 +182,7 @@ class ByContent(TokenSelector):
             ValueError: the ratio is out of range, or below 1 without a calibration.
         """
         if check_keep_ratio(keep_ratio) == 1.0:
-            return self.relaxed(0.0)
+            return replace(self.relaxed(0.0), max_tokens=self.max_tokens)
         if not self.calibration:
             raise ValueError(
                 f"keep_ratio = {keep_ratio} needs pruner.selector=topk or a calibration: "

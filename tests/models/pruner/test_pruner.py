@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sparse_dset.models.geometry import Geometry
+from sparse_dset.models.geometry import STRIDES, Geometry
 from sparse_dset.models.pruner import Threshold, TopK, grown, inherit, make_pruner, select
 from sparse_dset.structures import check_nested
 
@@ -113,6 +113,9 @@ def test_the_scorer_sees_what_is_there(stage, levels, seen):
         ({"score_by": "area"}, "learned, norm, random"),
         ({"scatter_levels": ["s2"]}, "some of s3, s4, s5, got"),
         ({"scatter_levels": []}, "some of s3, s4, s5, got"),
+        ({"levels": "s3"}, "pruner.levels must be a list"),
+        ({"offsets": -1.0}, "pruner.offsets must be by level"),
+        ({"offsets": {"s5": float("nan")}}, "pruner.offsets.s5 must be a number"),
         ({"hidden": 0}, "pruner.hidden must be a whole number of at least 1"),
     ],
 )
@@ -192,6 +195,23 @@ def test_several_levels_decide_together(seed):
             count = max(1, int(ratio * sum(int(v.sum()) for v in there) + 0.5))
             expected = _tree_choice([s[image].clone() for s in scores], there, count)
             assert all(torch.equal(k[image], e) for k, e in zip(kept, expected, strict=True))
+
+
+@pytest.mark.parametrize("first_row_best", [True, False])
+@pytest.mark.parametrize(("height", "width"), [(33, 320), (360, 640), (333, 500)])
+def test_cells_that_are_cut_off_by_the_border_count_the_tokens_they_have(
+    height, width, first_row_best
+):
+    sizes = [(-(-height // 32) * 32 // s, -(-width // 32) * 32 // s) for s in STRIDES]
+    valid = [
+        (torch.arange(h)[:, None] < -(-height // s)) & (torch.arange(w) < -(-width // s))
+        for (h, w), s in zip(sizes, STRIDES, strict=True)
+    ]
+    valid = [mask[None] for mask in valid]
+    rows = torch.arange(float(sizes[-1][0]))[None, :, None].expand(1, *sizes[-1])
+    kept = select([-rows if first_row_best else rows], valid, TopK(keep_ratio=0.5))
+    total, found = (sum(int(m.sum()) for m in masks) for masks in (valid, kept))
+    assert found / total == pytest.approx(0.5, abs=0.5 * 21 / total)
 
 
 def test_a_level_that_does_not_decide_inherits():

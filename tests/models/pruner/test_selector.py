@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sparse_dset.models.pruner import (
+    SELECTORS,
     BatchTopK,
     Mass,
     Threshold,
@@ -143,6 +144,16 @@ def test_ratios_out_of_range_are_refused(ratio):
         check_keep_ratio(ratio)
     with pytest.raises(ValueError, match=r"pruner.keep_ratio must be"):
         TopK(keep_ratio=ratio)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_the_cap_holds_at_a_keep_ratio_of_one_too(name):
+    calibration = (1.0, 0.5, 0.0) if name == "threshold" else (0.0, 0.5, 1.0)
+    selector = make_selector(name, 1.0, 0.5, 0.9, 1, 3, calibration)
+    scores = torch.arange(10.0)[None]
+    ones = torch.ones_like(scores)
+    assert not selector.keeps_all
+    assert selector(scores, ones.bool(), ones.long()).nonzero()[:, 1].tolist() == [7, 8, 9]
 
 
 def test_an_integer_one_is_a_ratio():
