@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,29 @@ from sparse_dset.analysis.ablation import (
     read_arms,
 )
 from sparse_dset.analysis.table import read_rows
-from sparse_dset.config import check_command_line, check_config, compose_config
+from sparse_dset.checks import check_list, check_number
+from sparse_dset.config import (
+    build_from_config,
+    check_command_line,
+    check_config,
+    compose_config,
+)
+from sparse_dset.engine.checkpoint import weights_name
 from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.engine.plan import check_plan
+from sparse_dset.engine.resume import lasting_settings
 
 _TRAIN = Path(__file__).with_name("train.py")
 
 
 def _check(plain: dict[str, Any]) -> None:
     """Composes every training, so that a misspelt key is found before the first one starts."""
+    for name in ("base", "seeds", "keep_ratios", "only"):
+        if plain[name] is not None:
+            check_list(name, plain[name])
+    for seed in plain["seeds"]:
+        check_number("seeds", seed, at_least=0, whole=True)
+    check_number("bootstrap", plain["bootstrap"], at_least=0, whole=True)
     arms = read_arms(plain["arms"])
     unknown = [name for name in plain["only"] or () if name not in arms]
     if unknown:
@@ -40,7 +55,7 @@ def _check(plain: dict[str, Any]) -> None:
         check_plan(compose_config("train", [*plain["base"], *arm.train]))
         # In hydra's grammar the keys of {s4: -0.5} have no quotes.
         settings = [f"pruner.{key}={value}".replace("'", "") for key, value in arm.pruner.items()]
-        compose_config("train", [*plain["base"], *settings])
+        build_from_config(compose_config("train", [*plain["base"], *settings]), pretrained=False)
 
 
 def _train(arm: AblationArm, seed: int, base: list[str], folder: Path) -> None:
@@ -50,8 +65,7 @@ def _train(arm: AblationArm, seed: int, base: list[str], folder: Path) -> None:
         RuntimeError: the training failed; the end of what it said.
     """
     overrides = [*base, *arm.train, f"train.seed={seed}", f"train.output_dir={folder}"]
-    if (folder / "last.pt").exists():
-        overrides.append("resume=true")
+    overrides.append("resume=true")
     print(f"{arm.name}, seed {seed}: train.py {' '.join(overrides)}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.txt").open("a") as output:
@@ -73,9 +87,9 @@ def main(cfg: DictConfig) -> None:
     failed = []
     for seed in plain["seeds"]:
         for name in plain["only"] or arms:
-            if not _run(arms[name], seed, plain, folder):
+            if not _run(arms[name], seed, arms, plain, folder):
                 failed.append(f"{name}, seed {seed}")
-            rows = [row for row in read_rows(folder / "results.jsonl") if _is_current(row, plain)]
+            rows = _current_rows(read_rows(folder / "results.jsonl"), arms, plain["base"])
             for metric in metrics:
                 table = ablation_table(rows, list(arms), metric, next(iter(arms))).markdown()
                 (folder / f"{metric.replace('/', '_')}.md").write_text(f"{table}\n")
@@ -87,33 +101,47 @@ def main(cfg: DictConfig) -> None:
         raise SystemExit(f"error: failed: {'; '.join(failed)} (see {folder / 'results.jsonl'})")
 
 
-def _settings(name: str, plain: dict[str, Any]) -> dict[str, Any]:
-    """An arm's settings, with those of the arm that it starts from."""
-    own = plain["arms"][name] or {}
-    return {**(plain["arms"][own["start"]] or {} if "start" in own else {}), **own}
+def _recipe(
+    arm: AblationArm, seed: int, arms: Mapping[str, AblationArm], base: Sequence[str]
+) -> dict[str, Any]:
+    """What a row is of: all that was learnt by, from which weights, and what was changed then."""
+    trained = arm if arm.start is None else arms[arm.start]
+    config = compose_config("train", [*base, *trained.train, f"train.seed={seed}"])
+    return {
+        "train": lasting_settings(config),
+        "weights": weights_name(config["weights"]),
+        "pruner": dict(arm.pruner),
+    }
 
 
-def _is_current(row: dict[str, Any], plain: dict[str, Any]) -> bool:
-    """Whether a row was measured with the settings that its arm has now."""
-    if row["arm"] not in plain["arms"]:
-        return False
-    return (row["base"], row["settings"]) == (plain["base"], _settings(row["arm"], plain))
+def _current_rows(
+    rows: Sequence[dict[str, Any]], arms: Mapping[str, AblationArm], base: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows that were measured with the recipe that their arm has now."""
+    now = {
+        (name, seed): _recipe(arms[name], seed, arms, base)
+        for name, seed in {(row["arm"], row["seed"]) for row in rows}
+        if name in arms
+    }
+    return [row for row in rows if now.get((row["arm"], row["seed"]), {}) == row.get("recipe")]
 
 
-def _run(arm: AblationArm, seed: int, plain: dict[str, Any], folder: Path) -> bool:
+def _run(
+    arm: AblationArm,
+    seed: int,
+    arms: Mapping[str, AblationArm],
+    plain: dict[str, Any],
+    folder: Path,
+) -> bool:
     """Trains and measures what is missing; whether it worked."""
     rows_file = folder / "results.jsonl"
-    shared = {
-        "arm": arm.name,
-        "seed": seed,
-        "settings": _settings(arm.name, plain),
-        "base": plain["base"],
-    }
+    same = {"arm": arm.name, "seed": seed, "recipe": _recipe(arm, seed, arms, plain["base"])}
+    shared = {**same, "base": plain["base"], "reference": next(iter(arms))}
     rows = read_rows(rows_file) if rows_file.exists() else []
     measured = {
         (row["execution"], row["keep_ratio"])
         for row in rows
-        if row["kind"] == "ablation" and {**row, **shared} == row
+        if row["kind"] == "ablation" and {**row, **same} == row
     }
     missing = [
         one

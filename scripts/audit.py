@@ -26,6 +26,7 @@ from sparse_dset.checks import check_number
 from sparse_dset.config import check_command_line, check_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row, now
+from sparse_dset.ops.costs import set_threads
 
 
 def _check(plain: dict[str, Any]) -> None:
@@ -43,8 +44,7 @@ def _write(folder: Path, kind: str, shared: dict[str, Any], rows: list[dict[str,
 def main(cfg: DictConfig) -> None:
     """Audits, prints the tables, and writes rows, tables, JSON and a picture."""
     plain = check_config(cfg)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
+    set_threads(cfg.threads)
     torch.manual_seed(0)
     arms = dict.fromkeys([Arm("dense"), *plan_arms(plain["executions"], plain["keep_ratios"])])
     folder = Path(cfg.output_dir)

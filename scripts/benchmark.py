@@ -33,6 +33,7 @@ from sparse_dset.config import check_command_line, check_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row, now
 from sparse_dset.models.detector import Detector
+from sparse_dset.ops.costs import set_threads
 
 
 def _report(folder: Path, setup: dict[str, Any]) -> None:
@@ -83,8 +84,7 @@ def main(cfg: DictConfig) -> None:
     """Measures, and writes rows, a table and a plot."""
     plain = check_config(cfg)
     config = BenchmarkConfig.from_plain(plain)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     torch.backends.cudnn.allow_tf32 = False  # convolutions as exact as matrix products
     torch.manual_seed(0)
     if config.target != "model":

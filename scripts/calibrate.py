@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import open_validation_set
@@ -23,11 +22,12 @@ from sparse_dset.engine.calibrate import (
     kept_tokens,
     mean_share,
 )
-from sparse_dset.engine.checkpoint import load_checkpoint, load_detector, replace_config
+from sparse_dset.engine.checkpoint import read_detector, replace_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.evaluate import evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.models.pruner import BY_CONTENT, TopK, check_keep_ratio
+from sparse_dset.ops.costs import set_threads
 
 SHOWN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
@@ -41,12 +41,10 @@ def _check(plain: dict[str, Any]) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="calibrate")
 def main(cfg: DictConfig) -> None:
     """Calibrates, writes the checkpoint and a row, and prints what is kept at some ratios."""
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
+    set_threads(cfg.threads)
     settings = {"selector": cfg.selector, "keep_ratio": cfg.keep_ratio, "calibration": None}
     settings |= {key: cfg[key] for key in ("halo", "score_by") if cfg[key] is not None}
-    model = load_detector(cfg.checkpoint, pruner=settings)
-    config = with_pruner(load_checkpoint(cfg.checkpoint)["config"], settings)
+    model, config = read_detector(cfg.checkpoint, pruner=settings)
     halo = model.pruner.halo
     asked = check_config(cfg).get("data")
     dataset = open_validation_set(asked or config["data"], cfg.size, config["model"]["class_names"])

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import check_run, open_validation_set
 from sparse_dset.analysis.table import markdown_table
 from sparse_dset.config import check_command_line, check_config
-from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
+from sparse_dset.engine.checkpoint import read_detector
 from sparse_dset.engine.distributed import is_main, process_group
 from sparse_dset.engine.evaluate import check_precision, evaluate, evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.models.pruner import TopK
 from sparse_dset.ops import resolve_backend
+from sparse_dset.ops.costs import set_threads
 
 
 def _check(plain: dict[str, Any]) -> None:
@@ -31,27 +31,28 @@ def _check(plain: dict[str, Any]) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluates a checkpoint, prints the numbers and appends a row."""
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    record = load_checkpoint(cfg.checkpoint)["config"]
-    model = load_detector(cfg.checkpoint)
+    plain = check_config(cfg)
+    set_threads(cfg.threads)
+    model, record = read_detector(cfg.checkpoint)
     if cfg.ops.backend != "auto":
         model.backend = cfg.ops.backend
     if cfg.ops.algorithm != "auto":
         model.algorithm = cfg.ops.algorithm
     execution = cfg.execution or model.execution
-    keep_ratio = cfg.pruner.keep_ratio
+    asked = plain["pruner"]["keep_ratio"]
+    keep_ratio = 1.0 if execution == "dense" else asked
     if keep_ratio is None and isinstance(model.pruner.selector, TopK):
         keep_ratio = model.pruner.selector.keep_ratio
-    asked = check_config(cfg).get("data")
-    dataset = open_validation_set(asked or record["data"], cfg.size, record["model"]["class_names"])
+    dataset = open_validation_set(
+        plain.get("data") or record["data"], cfg.size, record["model"]["class_names"]
+    )
     with process_group(cfg.device) as device:
         metrics = evaluate(
             model.to(device),
             evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers),
             dataset,
             execution=execution,
-            keep_ratio=cfg.pruner.keep_ratio,
+            keep_ratio=asked,
             device=device,
             amp=cfg.amp,
         )
@@ -61,7 +62,7 @@ def main(cfg: DictConfig) -> None:
             "checkpoint": cfg.checkpoint,
             "data": str(dataset.annotations),
             "execution": execution,
-            "keep_ratio": 1.0 if execution == "dense" else keep_ratio,
+            "keep_ratio": keep_ratio,
             "amp": cfg.amp,
             "metrics": metrics,
             "backend": resolve_backend(model.backend, device),
@@ -70,7 +71,7 @@ def main(cfg: DictConfig) -> None:
         }
         if is_main():
             append_row(Path(cfg.output_dir) / "results.jsonl", row)
-            ratio = "as the content asks" if keep_ratio is None else f"{row['keep_ratio']:g}"
+            ratio = "as the content asks" if keep_ratio is None else f"{keep_ratio:g}"
             print(f"{cfg.checkpoint}: {execution}, keep ratio {ratio}\n")
             shown = [(name, f"{value:.4g}") for name, value in metrics.items()]
             print(markdown_table(["metric", "value"], shown))

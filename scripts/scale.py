@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import check_run, open_validation_set
@@ -19,27 +18,34 @@ from sparse_dset.analysis.scale import (
     plot_scale,
     summary_table,
 )
+from sparse_dset.checks import check_list, check_number
 from sparse_dset.config import check_command_line, check_config
-from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
+from sparse_dset.engine.checkpoint import read_detector
 from sparse_dset.engine.loggers import append_row, now
+from sparse_dset.ops.costs import set_threads
 
 
 def _check(plain: dict[str, Any]) -> None:
+    for name in ("executions", "widths"):
+        check_list(name, plain[name])
     check_run(plain["executions"], plain["keep_ratio"])
+    for width in plain["widths"]:
+        check_number("widths", width, at_least=32, whole=True)
+    for name, least in (("image", 0), ("warmup", 1), ("repeats", 1)):
+        check_number(name, plain[name], at_least=least, whole=True)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="scale")
 def main(cfg: DictConfig) -> None:
     """Measures, prints a table and writes rows and a plot."""
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    config = load_checkpoint(cfg.checkpoint)["config"]
+    set_threads(cfg.threads)
+    model, config = read_detector(cfg.checkpoint)
     asked = check_config(cfg).get("data")
     dataset = open_validation_set(asked or config["data"], None, config["model"]["class_names"])
     image, target = dataset[cfg.image]
     folder, rows = Path(cfg.output_dir), []
     for row in measure_scale(
-        load_detector(cfg.checkpoint),
+        model,
         image,
         list(cfg.widths),
         list(cfg.executions),

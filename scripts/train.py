@@ -1,6 +1,7 @@
 """Trains a detector: ``python scripts/train.py data=coco data.root=/path model=r18``.
 
-Several GPUs: ``torchrun --nproc_per_node=4 scripts/train.py ...``. Continue: ``resume=true``.
+Several GPUs: ``torchrun --nproc_per_node=4 scripts/train.py ...``. Continue: ``resume=true``, which
+starts where nothing is there yet.
 Fine-tune: ``weights=/path/to/checkpoint.pt``.
 """
 
@@ -20,8 +21,13 @@ from sparse_dset.config import build_from_config, check_command_line, check_conf
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.data.transforms import Mosaic
 from sparse_dset.engine import distributed
-from sparse_dset.engine.checkpoint import load_checkpoint, load_weights, model_weights
-from sparse_dset.engine.plan import check_plan
+from sparse_dset.engine.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    model_weights,
+    weights_name,
+)
+from sparse_dset.engine.plan import check_plan, ever_prunes
 from sparse_dset.engine.train import Trainer, prepare
 
 
@@ -65,6 +71,9 @@ def main(cfg: DictConfig) -> None:
         config = replace(config, output_dir=HydraConfig.get().runtime.output_dir)
     last = Path(config.output_dir) / "last.pt"
     resume = last if cfg.resume is True else Path(cfg.resume) if cfg.resume else None
+    if cfg.resume is True and not last.exists():
+        print(f"{last} is not there yet: a new run")
+        resume = cfg.resume = None
     if last.exists() and (resume is None or resume.resolve() != last.resolve()):
         raise FileExistsError(
             f"{last} belongs to an earlier run; continue it with resume=true, or choose another "
@@ -78,9 +87,13 @@ def main(cfg: DictConfig) -> None:
         _check_classes(cfg, names, val_set)
         cfg.model.class_names, cfg.model.num_classes = names, len(names)
         cfg.model.image_size = cfg.data.size  # predict resizes as the validation does
-        record = check_config(cfg)
+        if config.execution is not None:  # what loads the checkpoint runs what was trained
+            cfg.model.execution = config.execution
+        record = {**check_config(cfg), "weights_name": weights_name(cfg.weights)}
+        if resume is None:
+            check_plan(record)
         model = _build(record, pretrained=resume is None)
-        if cfg.weights is not None:
+        if cfg.weights is not None and resume is None:
             print(load_weights(model, model_weights(load_checkpoint(cfg.weights))))
         trainer = Trainer(
             model,
@@ -90,6 +103,7 @@ def main(cfg: DictConfig) -> None:
             optim=hydra.utils.instantiate(cfg.optim),
             record=record,
             device=device,
+            prunes=ever_prunes(model, config),
         )
         if resume is not None:
             trainer.resume(resume)

@@ -137,7 +137,9 @@ def leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 def _sweep_values(text: str) -> list[str]:
     """An override, or one for each value of a sweep; of an interval its ends."""
-    (override,) = OverridesParser.create().parse_overrides([text])
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()  # glob(...) asks it for the choices
+    (override,) = OverridesParser.create(config_loader=loader).parse_overrides([text])
     key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
         return [f"{key}={value.start}", f"{key}={value.end}"]

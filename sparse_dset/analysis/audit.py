@@ -194,7 +194,7 @@ def _computed(
     if subject.form == "inference":
         return None
     try:
-        return by_part(closed_form_flops(config, out.kept, subject.arm.execution))
+        return by_part(closed_form_flops(config, out.kept, out.execution))
     except ValueError:  # a backbone whose arithmetic is not written down
         return None
 

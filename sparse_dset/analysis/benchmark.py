@@ -151,6 +151,13 @@ class BenchmarkConfig:
     @classmethod
     def from_plain(cls, cfg: Mapping[str, Any]) -> BenchmarkConfig:
         """Reads conf/benchmark.yaml; ``execution`` and ``pruner.keep_ratio`` replace the lists."""
+        if cfg["target"] != "model" and cfg["device"] not in ("auto", "cpu"):
+            raise ValueError(f"target={cfg['target']} is of a CPU, got device={cfg['device']}")
+        if cfg["target"] not in ("model", "training") and cfg["batch_size"] != 1:
+            raise ValueError(
+                f"target={cfg['target']} takes images one by one, got batch_size="
+                f"{cfg['batch_size']}"
+            )
         execution, keep_ratio = cfg["execution"], cfg["pruner"]["keep_ratio"]
         values = {field.name: cfg[field.name] for field in fields(cls)}
         if execution is not None:

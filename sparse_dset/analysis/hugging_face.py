@@ -113,6 +113,11 @@ def build_lite0(num_labels: int = 80) -> RTDetrV2ForObjectDetection:
     return RTDetrV2ForObjectDetection(config).eval()
 
 
+def build_peer(name: str) -> RTDetrV2ForObjectDetection:
+    """Builds the network that is like the model r18, r50 or lite0."""
+    return build_lite0() if name == "lite0" else build(int(name[1:]))
+
+
 @dataclass(frozen=True)
 class PeerOutput:
     """What training and evaluation read, as in ``DetectorOutput``; the peer keeps every token."""

@@ -38,6 +38,9 @@ from sparse_dset.structures import SparseMap, Support, enlarged, map_to_rows, ro
 SHAPES = ((128, 80), (256, 80), (256, 40), (64, 160))
 """(channels, cells of a side) of the convolutions that are compared."""
 
+WITH_PEER = ("r18", "r50", "lite0")
+"""Models that Hugging Face's RT-DETRv2 can be built like."""
+
 PRIME = 3
 """Parts are timed as in a loop over them, their operands near; only whole networks bring their own
 neighbours."""
@@ -144,10 +147,16 @@ def decoder_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> I
 def peer_cases(
     model: Detector, name: str, keep_ratios: Sequence[float], compiled: bool = False
 ) -> Iterator[Comparison]:
-    """The whole detector against the same network in other libraries, weights alike for ResNets."""
+    """The whole detector against the same network in other libraries, weights alike for ResNets.
+
+    Raises:
+        ValueError: the other libraries have no such network.
+    """
+    if name not in WITH_PEER:
+        raise ValueError(f"target=peers compares model={', '.join(WITH_PEER)}; got {name}")
     from sparse_dset.analysis import hugging_face
 
-    peer = hugging_face.build_lite0() if name == "lite0" else hugging_face.build(int(name[1:]))
+    peer = hugging_face.build_peer(name)
     alike = name != "lite0"
     if alike:
         model.load_rtdetr(hugging_face.released_names(peer))
@@ -176,21 +185,22 @@ def peer_cases(
         fast = torch.compile(peer)
         arms["Hugging Face compiled"] = lambda x: best(fast(pixel_values=x).logits)
     arms |= {f"sparse {keep:g}": ours("sparse", keep) for keep in keep_ratios}
-    if installed("onnx"):
-        path = Path(tempfile.mkdtemp(), "dense.onnx")
-        export_dense(model, images, path)
-        for title, package, network in (
-            ("ONNX Runtime", "onnxruntime", onnxruntime_network),
-            ("OpenVINO", "openvino", openvino_network),
-        ):
-            if installed(package):
-                arms[title] = exported(network(path, torch.get_num_threads()))
-    yield Comparison(
-        f"{name}, {model.image_size[0]}x{model.image_size[1]}",
-        lambda: (torch.rand_like(images),),
-        arms,
-        tolerance=1e-3,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        if installed("onnx"):
+            path = Path(folder, "dense.onnx")
+            export_dense(model, images, path)
+            for title, package, network in (
+                ("ONNX Runtime", "onnxruntime", onnxruntime_network),
+                ("OpenVINO", "openvino", openvino_network),
+            ):
+                if installed(package):
+                    arms[title] = exported(network(path, torch.get_num_threads()))
+        yield Comparison(
+            f"{name}, {model.image_size[0]}x{model.image_size[1]}",
+            lambda: (torch.rand_like(images),),
+            arms,
+            tolerance=1e-3,
+        )
 
 
 def training_cases(
@@ -220,10 +230,10 @@ def training_cases(
 
     arms = {"our dense": ours("dense", 1.0)}
     arms |= {f"sparse {keep:g}": ours("sparse", keep) for keep in keep_ratios}
-    if name in ("r18", "r50", "lite0") and installed("transformers"):
+    if name in WITH_PEER and installed("transformers"):
         from sparse_dset.analysis import hugging_face
 
-        peer = hugging_face.build_lite0() if name == "lite0" else hugging_face.build(int(name[1:]))
+        peer = hugging_face.build_peer(name)
         peer.train()
         labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
 

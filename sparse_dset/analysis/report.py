@@ -122,7 +122,7 @@ def read_all(paths: Iterable[str | Path]) -> list[Row]:
             raise FileNotFoundError(f"there are no result rows (*.jsonl) at {path}")
         for file in files:
             rows += read_rows(file)
-    return rows
+    return sorted(rows, key=lambda row: row.get("time", ""))  # whatever the files are called
 
 
 def make_report(rows: Sequence[Row], title: str, class_name: str = "car") -> Report:
@@ -355,12 +355,17 @@ def _steps_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
 
 
 def _ablation_section(rows: Sequence[Row], name: str, class_name: str) -> Section:
+    newest = {(row["arm"], row["seed"]): row.get("recipe") for row in rows}
+    rows = [row for row in rows if row.get("recipe") == newest[row["arm"], row["seed"]]]
     arms = list(dict.fromkeys(row["arm"] for row in rows))
+    reference = rows[-1].get("reference", arms[0])
     tables = []
     for metric in (f"AP/{class_name}", "AP"):
         if any(metric in row["metrics"] for row in rows):
-            caption = f"{metric} in points, and the difference from {arms[0]} [95 % of the images]"
-            tables.append((caption, ablation_table(rows, arms, metric, arms[0])))
+            caption = (
+                f"{metric} in points, and the difference from {reference} [95 % of the images]"
+            )
+            tables.append((caption, ablation_table(rows, arms, metric, reference)))
     seeds = sorted({row["seed"] for row in rows})
     return Section(
         "Ablation",

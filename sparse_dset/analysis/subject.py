@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +11,16 @@ from hydra.core.hydra_config import HydraConfig
 from torch import Tensor
 
 from sparse_dset.analysis.benchmark import find_validation_set, sample_images
-from sparse_dset.config import build_from_config, with_pruner
+from sparse_dset.checks import check_number
+from sparse_dset.config import build_from_config
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.calibrate import calibrated
-from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
+from sparse_dset.engine.checkpoint import (
+    detector_config,
+    load_checkpoint,
+    read_detector,
+    weights_name,
+)
 from sparse_dset.engine.evaluate import evaluation_loader
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector
@@ -110,14 +114,12 @@ def open_detector(plain: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:
             f"the model is the one of {plain['checkpoint']}; leave out {model_overrides()}"
         )
     else:
-        config = load_checkpoint(plain["checkpoint"])["config"]
-        selection = selection_of(plain)
+        path, selection = plain["checkpoint"], selection_of(plain)
         if selection:  # what was calibrated was calibrated without it
-            offsets = config["model"]["pruner"].get("offsets") or {}
-            selection = {**selection, "calibration": None}
-            selection["offsets"] = {**offsets, **selection.get("offsets", {})}
-        model = load_detector(plain["checkpoint"], pruner=selection)
-        config = with_pruner(config, selection)
+            pruner = detector_config(load_checkpoint(path), path)["model"]["pruner"]
+            offsets = {**(pruner.get("offsets") or {}), **selection.get("offsets", {})}
+            selection = {**selection, "calibration": None, "offsets": offsets}
+        model, config = read_detector(path, pruner=selection)
     for setting in ("backend", "algorithm"):
         if plain["ops"][setting] != "auto":
             setattr(model, setting, plain["ops"][setting])
@@ -142,8 +144,9 @@ def selection_of(plain: Mapping[str, Any]) -> dict[str, Any]:
                 f"selection.{key} must be one of {', '.join(known)}; got {given[key]!r}"
             )
     for key, least in (("halo", 0), ("max_tokens", 1)):
-        if given.get(key, least) < least:
-            raise ValueError(f"selection.{key} must be {least} or more, got {given[key]}")
+        check_number(f"selection.{key}", given.get(key, least), at_least=least, whole=True)
+    for level, offset in offsets.items():
+        check_number(f"selection.offsets.{level}", offset)
     return given
 
 
@@ -169,13 +172,6 @@ def model_overrides() -> list[str]:
         if text.lstrip("+~").split("=")[0].split(".")[0] in ("model", "pruner", "losses")
         and not text.startswith("pruner.keep_ratio=")
     ]
-
-
-def weights_name(checkpoint: str | None) -> str | None:
-    """Returns a name for what a checkpoint holds: the same content, the same name."""
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return None
-    return hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:12]
 
 
 def model_name(checkpoint: str | None) -> str:

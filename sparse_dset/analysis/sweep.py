@@ -15,11 +15,14 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, evaluate_arm, measure
-from sparse_dset.analysis.subject import open_subject, selection_of, weights_name
+from sparse_dset.analysis.subject import open_subject, selection_of
 from sparse_dset.analysis.table import Row, read_rows
-from sparse_dset.config import check_config
+from sparse_dset.checks import check_number
+from sparse_dset.config import build_from_config, check_config
+from sparse_dset.engine.checkpoint import weights_name
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row, now
+from sparse_dset.ops.costs import set_threads
 
 _HOW_TO_RUN = ("output_dir", "resume", "objectives")
 """Settings that do not change what a job measures."""
@@ -101,8 +104,7 @@ def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
         plain: the job's configuration.
     """
     config = job_settings(plain)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     torch.backends.cudnn.allow_tf32 = False  # convolutions as exact as matrix products
     torch.manual_seed(plain["seed"])
     arm = Arm(plain["execution"], config.keep_ratios[0])
@@ -145,6 +147,10 @@ def job_settings(plain: Mapping[str, Any]) -> BenchmarkConfig:
         ValueError: something is out of range.
     """
     selection_of(plain)
+    check_number("seed", plain["seed"], at_least=0, whole=True)
+    check_number("eval_batch_size", plain["eval_batch_size"], at_least=1, whole=True)
+    if plain["checkpoint"] is None:
+        build_from_config(plain, pretrained=False)  # whatever is out of range there is told
     execution = plain["execution"]
     return BenchmarkConfig(
         executions=(execution,),
@@ -166,13 +172,14 @@ def finished_jobs(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def failed_jobs(rows: Sequence[Row]) -> list[Row]:
-    """Returns the last failure of each job that has not succeeded later."""
+    """Returns the last failure of each job that has not succeeded."""
+    done = finished_jobs(rows)
     last = {
         frozenset(text for text in row["overrides"] if text.split("=")[0] not in _HOW_TO_RUN): row
         for row in rows
         if row["kind"] in ("sweep", "failed")
     }
-    return [row for row in last.values() if row["kind"] == "failed"]
+    return [row for row in last.values() if row["kind"] == "failed" and row.get("job") not in done]
 
 
 def read_objectives(row: Row, names: Sequence[str]) -> float | tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections.abc import Mapping
@@ -108,6 +109,40 @@ def _read(path: Path, trust: bool) -> dict[str, Any]:
     return content
 
 
+def weights_name(path: str | Path | None) -> str | None:
+    """Returns a name for what a checkpoint holds: the same content, the same name.
+
+    None where there is no such file.
+    """
+    if path is None or not Path(path).is_file():
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+def detector_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Returns the configuration of the detector that a checkpoint holds.
+
+    Args:
+        checkpoint: what was read.
+        path: where from, for messages.
+
+    Raises:
+        ValueError: it holds no detector of this project, or does not say which.
+    """
+    config = checkpoint.get("config", {})
+    if config.get("peer") is not None:
+        raise ValueError(
+            f"{path} holds the {config['peer']} network that was trained to compare with, no "
+            "Detector"
+        )
+    if "model" not in config:
+        raise ValueError(
+            f"{path} does not say which model it holds (no config.model); build one with "
+            "build_detector and fill it with load_weights"
+        )
+    return config
+
+
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights to use from a checkpoint: the averaged (EMA) ones when it has them.
 
@@ -132,10 +167,23 @@ def load_detector(
 ) -> Detector:
     """Builds the detector that a checkpoint describes, with its weights, ready to predict.
 
+    See `read_detector`, which also returns the configuration.
+    """
+    return read_detector(path, trust=trust, pruner=pruner)[0]
+
+
+def read_detector(
+    path: str | Path, *, trust: bool = False, pruner: Mapping[str, Any] | None = None
+) -> tuple[Detector, dict[str, Any]]:
+    """Builds the detector that a checkpoint describes, with its weights, ready to predict.
+
     Args:
         path: a training checkpoint or exported weights; the averaged weights are taken.
         trust: see `load_checkpoint`.
         pruner: settings of its pruner to change, of those that need no training.
+
+    Returns:
+        The detector, and the configuration that describes it.
 
     Raises:
         FileNotFoundError, ValueError: see `load_checkpoint`; or the checkpoint lacks the
@@ -143,20 +191,10 @@ def load_detector(
         RuntimeError: the weights do not fit the configuration.
     """
     checkpoint = load_checkpoint(path, trust=trust)
-    peer = checkpoint.get("config", {}).get("peer")
-    if peer is not None:
-        raise ValueError(
-            f"{path} holds the {peer} network that was trained to compare with, no Detector"
-        )
-    if "model" not in checkpoint.get("config", {}):
-        raise ValueError(
-            f"{path} does not say which model it holds (no config.model); build one with "
-            "build_detector and fill it with load_weights"
-        )
-    config = with_pruner(checkpoint["config"], pruner or {})
+    config = with_pruner(detector_config(checkpoint, path), pruner or {})
     detector = build_from_config(config, pretrained=False)
     detector.load_state_dict(model_weights(checkpoint))
-    return detector.eval()
+    return detector.eval(), config
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
+from torch import nn
 
+from sparse_dset.config import build_from_config
 from sparse_dset.engine.train import PruningSchedule, TrainConfig
+from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import BY_CONTENT
 
 
@@ -38,6 +41,7 @@ def check_plan(plain: Mapping[str, Any]) -> None:
             "train.pruning.ratio=random has nothing to draw: train with pruner.selector=batch, "
             "whose counts follow the content too, and choose another with scripts/calibrate.py"
         )
+    model = None if plain["peer"] else build_from_config(plain, pretrained=False)
     from_scratch = plain["weights"] is None and not plain["resume"]
     if train.freeze_statistics and not pruning.warmup_epochs and from_scratch:
         raise ValueError(
@@ -45,16 +49,18 @@ def check_plan(plain: Mapping[str, Any]) -> None:
             "seen nothing: give train.pruning.warmup_epochs > 0, weights to start from, or "
             "train.freeze_statistics=false"
         )
-    _warn_of_no_pruning(plain, train, pruning)
+    if model is not None and ever_prunes(model, train):
+        _warn_of_late_pruning(train, pruning)
 
 
-def _warn_of_no_pruning(
-    plain: Mapping[str, Any], train: TrainConfig, pruning: PruningSchedule
-) -> None:
-    execution = train.execution or plain["model"]["execution"]
-    full = pruning.ratio == "fixed" and plain["pruner"]["keep_ratio"] == 1
-    if plain["peer"] is not None or execution == "dense" or full:
-        return
+def ever_prunes(model: nn.Module, train: TrainConfig) -> bool:
+    """Whether a training prunes at any time: not where it runs dense or keeps every token."""
+    if not isinstance(model, Detector) or (train.execution or model.execution) == "dense":
+        return False
+    return train.pruning.ratio == "random" or not model.pruner.selector.keeps_all
+
+
+def _warn_of_late_pruning(train: TrainConfig, pruning: PruningSchedule) -> None:
     reached = pruning.progress(train.epochs)
     if reached < 1:
         warnings.warn(

@@ -50,6 +50,7 @@ from sparse_dset.engine.randomness import (
 from sparse_dset.engine.resume import changed_settings
 from sparse_dset.models.detector import EXECUTIONS
 from sparse_dset.models.synced_norm import SyncedBatchNorm
+from sparse_dset.ops.costs import set_threads
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,11 @@ class TrainConfig:
         num_workers: loader processes; 0 loads in the training process.
         execution: how the model runs once pruning has set in; None as the model is configured.
         pruning: how pruning sets in.
-        freeze_statistics: once pruning sets in, BatchNorm normalises by its running statistics and
-            leaves them as they are. Those of kept tokens differ from one keep ratio to the next,
-            and no running average fits them all; frozen ones, of dense maps, are the same for
-            every ratio and every execution. They come from a warm-up or with the weights that
-            training starts from.
+        freeze_statistics: once pruning sets in (or would, in a training without it), BatchNorm
+            normalises by its running statistics and leaves them as they are. Those of kept tokens
+            differ from one keep ratio to the next, and no running average fits them all; frozen
+            ones, of dense maps, are the same for every ratio and every execution. They come from a
+            warm-up or with the weights that training starts from.
         sync_statistics: BatchNorm takes the statistics of all processes together.
         amp: ``off``, ``bf16`` or ``fp16`` (with loss scaling).
         clip_norm: largest gradient norm; None does not clip.
@@ -128,7 +129,7 @@ class TrainConfig:
         ema_tau: see `ModelEMA`.
         eval_every: epochs between evaluations; the last epoch is always evaluated. 0: never.
         patience: stop after so many evaluations in a row without a better AP; None: never. Those
-            before pruning has reached its target do not count.
+            before pruning has reached its target do not count, where the training prunes at all.
         eval_batch_size: images per forward pass of the evaluation.
         save_every_steps: optimizer steps between two writes of ``last.pt`` within an epoch;
             0 writes it at the ends of epochs only.
@@ -204,6 +205,8 @@ class Trainer:
         optim: the optimizer's settings.
         record: the resolved configuration that goes into checkpoints, plain values only.
         device: where to train.
+        prunes: whether pruning sets in at any time; what is measured before cannot be compared
+            with what is measured then.
 
     Attributes:
         step: optimizer steps done, over all epochs.
@@ -221,6 +224,7 @@ class Trainer:
         optim: OptimConfig,
         record: Mapping[str, Any],
         device: torch.device,
+        prunes: bool = True,
     ) -> None:
         self.config = config
         self.record = dict(record)
@@ -236,6 +240,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, optim)
         self.scheduler = build_scheduler(self.optimizer, optim, self.total_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.prunes = prunes
         self.step = 0
         self.closed_epochs = 0
         self.skipped_steps = 0
@@ -507,13 +512,14 @@ class Trainer:
         if distributed.is_main():
             self._report(epoch, train, metrics, writer)
         # Pruned results are not comparable with those of the dense warm-up: they always win.
+        progress = self._progress() if self.prunes else 1.0
         score = metrics.get("AP", math.nan)
-        result = [float(self._progress() > 0), -1.0 if math.isnan(score) else score]
+        result = [float(progress > 0), -1.0 if math.isnan(score) else score]
         if metrics and result > self.best:
             self.best = result
             self.stale_evaluations = 0
             self.save("best.pt")
-        elif metrics and self._progress() == 1.0:
+        elif metrics and progress == 1.0:
             self.stale_evaluations += 1
         self.save("last.pt")
 
@@ -594,8 +600,7 @@ class Trainer:
 
 def prepare(config: TrainConfig) -> None:
     """Sets threads, seeds and determinism, before the model is built."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     if config.deterministic:
         set_deterministic()
     seed_everything(config.seed)

@@ -56,6 +56,14 @@ def load_costs() -> bool:
     return True
 
 
+def set_threads(count: int | None) -> None:
+    """Sets PyTorch's CPU threads, None keeps them, and takes the prices of so many, if measured."""
+    if count is not None:
+        torch.set_num_threads(count)
+        if not native.unavailable_reason():
+            load_costs()
+
+
 def measure_costs(repeats: int = 15) -> dict[str, float]:
     """Measures prices in nanoseconds, in about ten seconds."""
     work, times = [], []

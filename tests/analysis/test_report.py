@@ -289,6 +289,10 @@ def test_rows_are_read_from_files_and_folders(tmp_path):
     append_row(tmp_path / "a" / "b" / "results.jsonl", {"kind": "x"})
     append_row(tmp_path / "c.jsonl", {"kind": "y"})
     assert read_all([tmp_path / "a", tmp_path / "c.jsonl"]) == [{"kind": "x"}, {"kind": "y"}]
+    append_row(tmp_path / "new.jsonl", {"kind": "z", "time": "2"})
+    append_row(tmp_path / "old.jsonl", {"kind": "z", "time": "1"})
+    rows = read_all([tmp_path / "new.jsonl", tmp_path / "old.jsonl"])
+    assert [row["time"] for row in rows] == ["1", "2"]  # the newest counts
     (tmp_path / "empty").mkdir()
     for path in ("empty", "missing"):
         with pytest.raises(FileNotFoundError, match=path):

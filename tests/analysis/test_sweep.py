@@ -146,6 +146,11 @@ def test_a_job_that_fails_is_a_row_and_the_others_run(tmp_path):
         (["size=[16,16]"], "at least 32"),
         (["repeats=0"], "repeats must be a whole number of at least 1"),
         (["model=r18,r19"], "r19"),
+        (["model=glob(r1*)", "size=[16,16]"], "at least 32"),
+        (["pruner.halo=0,-1"], "pruner.halo must be"),
+        (["ops.backend=foo"], "unknown backend 'foo'"),
+        (["seed=abc"], "seed must be a whole number"),
+        (["eval_batch_size=0"], "eval_batch_size must be a whole number"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_any_job(arguments, message):
@@ -175,6 +180,7 @@ def test_failures_that_were_mended_are_not_told():
         {"kind": "sweep", "job": "a", "overrides": ["x=1"]},
         {"kind": "failed", "job": "b", "overrides": ["x=2"]},
         {"kind": "benchmark"},
+        {"kind": "failed", "job": "a", "overrides": ["x=1", "pruner.keep_ratio=0.1"]},  # dense
     ]
     assert finished_jobs(rows) == {"a": rows[2]}
     assert failed_jobs(rows) == [rows[3]]

@@ -15,6 +15,9 @@ SCRATCH = ["data=synthetic", "data.root=x"]
     [
         (["train.epochs=abc"], "train.epochs must be a whole number of at least 1, got 'abc'"),
         (["optim.lr=-1"], "optim.lr must be a number above 0, got -1"),
+        (["pruner.selector=bacth"], "pruner.selector must be one of"),
+        (["losses.cass.band=-1"], "losses.cass.band must be a number of at least 0"),
+        (["model.encoder.position=foo"], "got 'foo'"),
         (["peer=timm"], "peer must be hugging_face or null"),
         (["pruner.score_by=norm"], "nothing to train"),
         (["pruner.selector=threshold", "train.pruning.ratio=random"], "pruner.selector=batch"),

@@ -194,6 +194,20 @@ def test_patience_ends_a_run_that_no_longer_gets_better(
     assert resumed.best == [1.0, 0.3]
 
 
+def test_without_pruning_every_evaluation_counts(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, 0.1, 0.2])
+    monkeypatch.setattr(
+        "sparse_dset.engine.train.evaluate", lambda *_, **__: {"AP": next(scores), "AP50": 0.5}
+    )
+    trainer = make_trainer(epochs=20, patience=2, pruning=PruningSchedule(1.0))
+    trainer.prunes = False
+    trainer.fit()
+    assert trainer.closed_epochs == 3
+    assert trainer.best == [1.0, 0.9]
+
+
 @pytest.mark.parametrize(("epoch", "expected"), [(0, 0), (10, 0), (12.5, 0.25), (20, 1), (99, 1)])
 def test_progress_values(epoch: float, expected: float) -> None:
     assert PruningSchedule(10).progress(epoch) == pytest.approx(expected)

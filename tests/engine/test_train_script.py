@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparse_dset import build_detector
-from sparse_dset.engine.checkpoint import load_checkpoint
+from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 
@@ -46,6 +46,23 @@ def test_a_backbone_that_the_weights_lack_is_the_pretrained_one(train, tmp_path)
     frozen = next(name for name in trained if "conv_stem" in name)
     expected = build_detector("nano", 3).state_dict()[frozen]
     torch.testing.assert_close(trained[frozen], expected, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_resume_starts_what_is_not_there_and_goes_on_with_what_is(train, tmp_path):
+    last = tmp_path / "run" / "last.pt"
+    first = train("resume=true", "train.execution=dense")
+    assert first.returncode == 0, first.stderr
+    assert f"{last} is not there yet: a new run" in first.stdout
+    assert load_checkpoint(last)["step"] == 1
+    assert load_detector(last).execution == "dense"  # as it was trained
+    again = train("train.execution=dense")
+    assert "continue it with resume=true" in again.stderr
+    again = train("resume=true", "train.execution=dense", f"weights={last}")
+    assert "'weights_name': (" in again.stderr
+    again = train("resume=true", "train.execution=dense", "train.max_steps=2", "train.epochs=72")
+    assert again.returncode == 0, again.stderr
+    assert load_checkpoint(last)["step"] == 2
 
 
 @pytest.mark.slow
