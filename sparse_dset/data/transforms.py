@@ -3,7 +3,8 @@
 Images are uint8 ``tv_tensors.Image`` ``[3, H, W]``; targets hold ``boxes``
 (``tv_tensors.BoundingBoxes``, xyxy in pixels) and ``labels``, as ``CocoDetection.load`` returns
 them. The window that training sees is cut out of the stored pixels before anything else touches
-them, and colours change on the window alone: what costs time costs it on few pixels.
+them (only SSD's zoom and crop come first, on photos of bounded size), and colours change on the
+window alone: what costs time costs it on few pixels.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
+from sparse_dset.checks import check_list, check_number, check_size
 
 if TYPE_CHECKING:
     from sparse_dset.data.coco import CocoDetection, Target
@@ -57,6 +60,8 @@ def train_transforms(
         iou_crop: probability of a crop that overlaps objects by a random minimum (SSD).
     """
     steps: list[torch.nn.Module] = []
+    if zoom_out or iou_crop:  # which make images of up to 16 times the pixels that they are given
+        steps.append(Letterbox([2 * side for side in _size(size)], enlarges=False))
     if zoom_out:
         steps.append(v2.RandomZoomOut(p=_probability(zoom_out, "zoom_out")))
     if iou_crop:
@@ -96,15 +101,21 @@ def eval_transforms(
 
 
 class Letterbox(v2.Transform):
-    """Resizes to the largest size that fits within (h, w) and keeps the aspect."""
+    """Resizes to the largest size that fits within (h, w) and keeps the aspect.
 
-    def __init__(self, size: int | Sequence[int]) -> None:
+    Args:
+        size: (h, w); an int for a square.
+        enlarges: False leaves an image that fits already as it is.
+    """
+
+    def __init__(self, size: int | Sequence[int], *, enlarges: bool = True) -> None:
         super().__init__()
         self.size = _size(size)
+        self.largest = math.inf if enlarges else 1.0
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
-        scale = min(self.size[0] / height, self.size[1] / width)
+        scale = min(self.size[0] / height, self.size[1] / width, self.largest)
         return {"size": [max(1, round(height * scale)), max(1, round(width * scale))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -144,10 +155,13 @@ class RandomWindow(v2.Transform):
     ) -> None:
         super().__init__()
         self.size = _size(size)
-        self.crop = self.size if crop is None else _size(crop)
+        self.crop = self.size if crop is None else _size(crop, "crop")
+        check_list("scale_jitter", scale_jitter)
+        if len(scale_jitter) != 2 or not 0 < scale_jitter[0] <= scale_jitter[1]:
+            raise ValueError(
+                f"scale_jitter must be [low, high], 0 < low <= high, got {list(scale_jitter)}"
+            )
         self.scale_jitter = (float(scale_jitter[0]), float(scale_jitter[1]))
-        if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
-            raise ValueError(f"scale_jitter must be 0 < low <= high, got {self.scale_jitter}")
         self.keep_aspect = keep_aspect
         self.rotate90 = rotate90
 
@@ -356,14 +370,12 @@ def _randint(low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, ()).item())
 
 
-def _size(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"a size must be (height, width) in pixels of at least 1, got {size}")
-    return int(height), int(width)
+def _size(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else size
+    check_size(name, pair)
+    return pair[0], pair[1]
 
 
 def _probability(value: float, name: str) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a probability in [0, 1], got {value}")
+    check_number(f"{name} (a probability)", value, at_least=0, at_most=1)
     return float(value)

@@ -119,6 +119,7 @@ class CassLoss(nn.Module):
         settings = {"weight": weight, "band": band, "min_size": min_size, "gamma": gamma}
         for name, value in settings.items():
             check_number(f"losses.cass.{name}", value, at_least=0)
+        check_number("losses.cass.alpha", alpha, at_least=0, at_most=1)
         self.weight = weight
         self.loss = loss
         self.band = band

@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_dset.checks import check_number
+
 
 class SelfAttention(nn.Module):
     """Self-attention whose positional part enters queries and keys only."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
+        check_number("num_heads", num_heads, at_least=1, whole=True)
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.data.transforms import (
@@ -171,7 +172,7 @@ def test_what_lies_outside_of_the_image_is_black():
     assert painted_box(image).tolist() == [3, 2, 13, 12]
 
 
-@pytest.mark.parametrize("size", [0, -1, (0, 5), (5, -5)])
+@pytest.mark.parametrize("size", [0, -1, (0, 5), (5, -5), (5,), (5.5, 5), "5"])
 def test_impossible_sizes_are_refused(size):
     for factory in (train_transforms, eval_transforms, Letterbox):
         with pytest.raises(ValueError, match="size"):
@@ -183,14 +184,28 @@ def test_impossible_sizes_are_refused(size):
     [
         {"scale_jitter": (0, 1)},
         {"scale_jitter": (2, 1)},
+        {"scale_jitter": (1,)},
         {"zoom_out": 1.5},
         {"iou_crop": -0.5},
         {"crop": 0},
     ],
 )
 def test_impossible_options_are_refused(options):
-    with pytest.raises(ValueError, match=r"scale_jitter|probability|size"):
+    with pytest.raises(ValueError, match=r"scale_jitter|probability|crop"):
         train_transforms(32, **options)
+
+
+def test_zooming_out_of_a_large_photo_stays_small(monkeypatch):
+    seen = []
+    forward = v2.RandomZoomOut.forward
+    monkeypatch.setattr(
+        v2.RandomZoomOut, "forward", lambda self, *x: seen.append(x[0].shape) or forward(self, *x)
+    )
+    transform = train_transforms((32, 64), zoom_out=1.0)
+    for height, width, expected in ((600, 600, (64, 64)), (50, 70, (50, 70))):
+        image, _ = transform(*scene(height, width, [[0, 0, width, height]]))
+        assert image.shape == (3, 32, 64)
+        assert tuple(seen.pop()[-2:]) == expected
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 180), (180, 100), (64, 64)])

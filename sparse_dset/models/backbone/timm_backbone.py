@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
+from sparse_dset.checks import check_list
 from sparse_dset.models.backbone.base import Backbone, channels_last
 from sparse_dset.models.backbone.flow import (
     Flow,
@@ -68,6 +69,7 @@ class TimmBackbone(Backbone, Fusable):
             self.model.load_state_dict(packaged_weights(name, self.model))
         self.channels = self.model.feature_info.channels()  # type: ignore[operator, union-attr]
         self._steps = _find_steps(self.model)
+        check_list("model.backbone.frozen", frozen)
         self.frozen = tuple(frozen)
         for name in self.frozen:
             self.model.get_submodule(name).requires_grad_(False)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_dset.checks import check_number
 from sparse_dset.losses.targets import PaddedTargets
 from sparse_dset.models.attention import SelfAttention
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
@@ -128,12 +129,16 @@ class Decoder(QuerySelection, Fusable):
         lean_heads: bool = False,
     ) -> None:
         super().__init__(width, num_classes, num_queries, lean_heads)
-        if min(num_queries, num_layers, num_points) < 1 or num_denoising < 0:
-            raise ValueError(
-                "the decoder needs num_queries, num_layers and num_points of 1 or more and "
-                f"num_denoising of 0 or more, got {num_queries}, {num_layers}, {num_points} and "
-                f"{num_denoising}"
-            )
+        numbers = {
+            "num_queries": (num_queries, 1),
+            "num_layers": (num_layers, 1),
+            "num_points": (num_points, 1),
+            "num_denoising": (num_denoising, 0),
+        }
+        for name, (value, least) in numbers.items():
+            check_number(f"model.decoder.{name}", value, at_least=least, whole=True)
+        check_number("model.decoder.label_noise_ratio", label_noise_ratio, at_least=0, at_most=1)
+        check_number("model.decoder.box_noise_scale", box_noise_scale, at_least=0)
         if background not in ("zero", "learned"):
             raise ValueError(f'decoder background must be "zero" or "learned", got {background!r}')
         self.num_classes = num_classes

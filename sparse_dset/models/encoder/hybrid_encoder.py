@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from sparse_dset.checks import check_number
 from sparse_dset.models.encoder.aifi import Aifi
 from sparse_dset.models.geometry import Geometry
 from sparse_dset.models.layers import ConvNormLayer, FeatureMap
@@ -37,6 +38,9 @@ class HybridEncoder(FpnPan):
         moe: MoEConfig | None = None,
         position: str = "row_major",
     ) -> None:
+        check_number("model.encoder.num_layers", num_layers, at_least=0, whole=True)
+        check_number("model.encoder.blocks", blocks, at_least=0, whole=True)
+        check_number("model.encoder.expansion", expansion, above=0)
         super().__init__(width, len(in_channels), blocks, expansion)
         self.input_proj = nn.ModuleList(ConvNormLayer(c, width, 1) for c in in_channels)
         self.encoder = nn.ModuleList([Aifi(width, num_heads, ffn_dim, num_layers, moe, position)])

@@ -167,6 +167,14 @@ class ByContent(TokenSelector):
 
     calibration: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.calibration) == 1:
+            raise ValueError(
+                "pruner.calibration must be settings for evenly spaced keep ratios from 0 to 1, "
+                f"two at least, as scripts/calibrate.py finds them; got {list(self.calibration)}"
+            )
+
     @abstractmethod
     def with_setting(self, value: float) -> ByContent:
         """Returns the selector with another setting."""
