@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import hydra
 import pytest
 import torch
@@ -93,3 +96,16 @@ def test_dset_looks_at_the_coarsest_level_and_routes_to_three_of_six():
     assert model.pruner.scorer.levels == [3]
     for layer in (*model.encoder.encoder[0].layers, *model.decoder.decoder.layers):
         assert (layer.moe.router.out_features, layer.moe.top_k) == (6, 3)
+
+
+def test_the_arms_that_the_readme_names_are_there():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    commands = re.findall(r"^python scripts/ablate.py (.*)$", text, flags=re.MULTILINE)
+    named = [re.search(r"only=\[(.*?)\]", command) for command in commands]
+    assert len(commands) >= 3
+    for command, only in zip(commands, named, strict=True):
+        ablation = re.search(r"ablation=(\w+)", command)
+        if only is not None:
+            choice = f"ablation={ablation[1] if ablation else 'aerial'}"
+            arms = compose_config("ablate", [choice])["arms"]
+            assert set(only[1].split(",")) <= arms.keys()
