@@ -41,7 +41,8 @@ def check_plan(plain: Mapping[str, Any]) -> None:
             "train.pruning.ratio=random has nothing to draw: train with pruner.selector=batch, "
             "whose counts follow the content too, and choose another with scripts/calibrate.py"
         )
-    model = None if plain["peer"] else build_from_config(plain, pretrained=False)
+    described = {"model": {**plain["model"], "class_names": None}}  # the data decides the classes
+    model = None if plain["peer"] else build_from_config(described, pretrained=False)
     from_scratch = plain["weights"] is None and not plain["resume"]
     if train.freeze_statistics and not pruning.warmup_epochs and from_scratch:
         raise ValueError(

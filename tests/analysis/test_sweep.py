@@ -239,7 +239,7 @@ def test_a_selection_is_what_is_given():
     ("arguments", "message"),
     [
         (["selection.halo=1"], "a checkpoint's pruner: say pruner.halo"),
-        (["checkpoint=x.pt", "selection.halo=-1"], "halo must be 0 or more"),
+        (["checkpoint=x.pt", "selection.halo=-1"], "halo must be a whole number of at least 0"),
         (["checkpoint=x.pt", "selection.selector=treshold"], "one of topk, batch, threshold"),
         (["checkpoint=x.pt", "selection.score_by=luck"], "one of learned, norm, random"),
     ],
