@@ -64,8 +64,8 @@ def _train(arm: AblationArm, seed: int, base: list[str], folder: Path) -> None:
     Raises:
         RuntimeError: the training failed; the end of what it said.
     """
-    overrides = [*base, *arm.train, f"train.seed={seed}", f"train.output_dir={folder}"]
-    overrides.append("resume=true")
+    place = f"train.output_dir={folder}"
+    overrides = [*base, *arm.train, f"train.seed={seed}", place, "resume=true"]
     print(f"{arm.name}, seed {seed}: train.py {' '.join(overrides)}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.txt").open("a") as output:

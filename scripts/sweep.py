@@ -14,7 +14,7 @@ import hydra
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.plot import plot_results
-from sparse_dset.analysis.sweep import failed_jobs, finished_jobs, job_settings, run_job
+from sparse_dset.analysis.sweep import check_job, failed_jobs, finished_jobs, run_job
 from sparse_dset.analysis.table import format_table, read_rows
 from sparse_dset.config import check_command_line
 
@@ -44,7 +44,7 @@ def _report(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs = check_command_line("sweep", job_settings)
+    jobs = check_command_line("sweep", check_job)
     if not jobs:
         main()  # --help and the like
     else:

@@ -74,6 +74,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.resume is True and not last.exists():
         print(f"{last} is not there yet: a new run")
         resume = cfg.resume = None
+        check_plan(check_config(cfg))  # which allows less where nothing is resumed
     if last.exists() and (resume is None or resume.resolve() != last.resolve()):
         raise FileExistsError(
             f"{last} belongs to an earlier run; continue it with resume=true, or choose another "
@@ -90,8 +91,6 @@ def main(cfg: DictConfig) -> None:
         if config.execution is not None:  # what loads the checkpoint runs what was trained
             cfg.model.execution = config.execution
         record = {**check_config(cfg), "weights_name": weights_name(cfg.weights)}
-        if resume is None:
-            check_plan(record)
         model = _build(record, pretrained=resume is None)
         if cfg.weights is not None and resume is None:
             print(load_weights(model, model_weights(load_checkpoint(cfg.weights))))

@@ -140,6 +140,19 @@ def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def check_job(plain: Mapping[str, Any]) -> None:
+    """Checks a job's configuration, those of the model included, before any job starts.
+
+    Raises:
+        ValueError: something is out of range.
+    """
+    job_settings(plain)
+    check_number("seed", plain["seed"], at_least=0, whole=True)
+    check_number("eval_batch_size", plain["eval_batch_size"], at_least=1, whole=True)
+    if plain["checkpoint"] is None:
+        build_from_config(plain, pretrained=False)
+
+
 def job_settings(plain: Mapping[str, Any]) -> BenchmarkConfig:
     """Reads and checks what a job's configuration says of the measurement.
 
@@ -147,10 +160,6 @@ def job_settings(plain: Mapping[str, Any]) -> BenchmarkConfig:
         ValueError: something is out of range.
     """
     selection_of(plain)
-    check_number("seed", plain["seed"], at_least=0, whole=True)
-    check_number("eval_batch_size", plain["eval_batch_size"], at_least=1, whole=True)
-    if plain["checkpoint"] is None:
-        build_from_config(plain, pretrained=False)  # whatever is out of range there is told
     execution = plain["execution"]
     return BenchmarkConfig(
         executions=(execution,),

@@ -16,10 +16,10 @@ import pytest
 from sparse_dset.analysis import subject
 from sparse_dset.analysis.subject import open_detector, selection_of
 from sparse_dset.analysis.sweep import (
+    check_job,
     failed_jobs,
     finished_jobs,
     job_id,
-    job_settings,
     read_objectives,
 )
 from sparse_dset.config import check_command_line, compose_config
@@ -155,7 +155,7 @@ def test_a_job_that_fails_is_a_row_and_the_others_run(tmp_path):
 )
 def test_what_makes_no_sense_is_refused_before_any_job(arguments, message):
     with pytest.raises(SystemExit, match=f"(?s){message}"):
-        check_command_line("sweep", job_settings, arguments)
+        check_command_line("sweep", check_job, arguments)
 
 
 def test_a_job_is_known_by_what_it_measures(tmp_path):
@@ -246,7 +246,7 @@ def test_a_selection_is_what_is_given():
 )
 def test_selections_that_make_no_sense_are_refused(arguments, message):
     with pytest.raises(SystemExit, match=message):
-        check_command_line("sweep", job_settings, arguments)
+        check_command_line("sweep", check_job, arguments)
 
 
 def test_a_checkpoint_is_opened_with_a_selection_over_its_own(tmp_path, monkeypatch):
