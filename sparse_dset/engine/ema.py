@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,16 +43,19 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the model's parameters and copies its buffers.
+        """Moves the average towards the model's parameters and floating-point buffers.
 
-        Buffers (BatchNorm statistics) are averages already, so they are taken as they are.
+        The running statistics of BatchNorm are averaged too: those of the last steps are those of
+        other weights. Whole numbers are copied.
         """
         self.updates += 1
         weight = 1.0 - self.decay_at(self.updates)
-        for average, parameter in zip(self.model.parameters(), model.parameters(), strict=True):
-            average.lerp_(parameter.to(average.device, average.dtype), weight)
-        for copied, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            copied.copy_(buffer)
+        own, theirs = (chain(m.parameters(), m.buffers()) for m in (self.model, model))
+        for average, value in zip(own, theirs, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value.to(average.device, average.dtype), weight)
+            else:
+                average.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights (``model``) and the number of updates."""

@@ -26,12 +26,13 @@ def test_no_warm_up_uses_the_decay_at_once() -> None:
     assert ModelEMA(nn.Linear(1, 1), decay=0.9, tau=0).decay_at(1) == 0.9
 
 
-def test_buffers_are_copied_and_the_average_has_no_gradients() -> None:
+def test_statistics_are_averaged_counts_are_copied_and_nothing_has_gradients() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    ema = ModelEMA(model)
+    ema = ModelEMA(model, decay=0.75, tau=0.0)
     model.train()(torch.randn(8, 2))
     ema.update(model)
-    assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
+    torch.testing.assert_close(ema.model[1].running_mean, 0.25 * model[1].running_mean)
+    torch.testing.assert_close(ema.model[1].running_var, 0.75 + 0.25 * model[1].running_var)
     assert ema.model[1].num_batches_tracked == 1
     assert not ema.model.training
     assert not any(p.requires_grad for p in ema.model.parameters())
