@@ -60,7 +60,8 @@ def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
         return build_from_config(record, pretrained=pretrained)
     from sparse_dset.analysis.hugging_face import PeerDetector
 
-    return PeerDetector(record["model"]["num_classes"], pretrained)
+    model = record["model"]
+    return PeerDetector(model["num_classes"], pretrained, model["backbone"].get("frozen", ()))
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")

@@ -109,6 +109,7 @@ def build_lite0(num_labels: int = 80) -> RTDetrV2ForObjectDetection:
         hidden_expansion=0.5,
         decoder_layers=3,
         num_labels=num_labels,
+        initializer_bias_prior_prob=0.01,  # the released recipe's; the default grows with few classes
     )
     return RTDetrV2ForObjectDetection(config).eval()
 
@@ -138,16 +139,27 @@ class PeerDetector(nn.Module):
     Args:
         num_classes: K.
         pretrained: load the backbone's weights.
+        frozen: see `TimmBackbone`; the same names.
     """
 
-    def __init__(self, num_classes: int, pretrained: bool = True) -> None:
+    def __init__(
+        self, num_classes: int, pretrained: bool = True, frozen: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         network = build_lite0(num_classes)
         self.backbone = network.model.backbone  # first, for the name by which it is optimised
         self.network = network
+        timm_model = next(m for m in self.backbone.modules() if hasattr(m, "feature_info"))
         if pretrained:
-            timm_model = next(m for m in self.backbone.modules() if hasattr(m, "feature_info"))
             timm_model.load_state_dict(packaged_weights("efficientnet_lite0", timm_model))
+        self._frozen = [timm_model.get_submodule(name).requires_grad_(False) for name in frozen]
+
+    def train(self, mode: bool = True) -> PeerDetector:
+        """Switches the mode of everything that is not frozen."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(
         self,

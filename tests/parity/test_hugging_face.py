@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from sparse_dset import build_detector
 
@@ -42,3 +43,26 @@ def test_the_peer_that_is_trained_starts_from_the_same_backbone() -> None:
         peer(images, execution="sparse")
     with pytest.raises(ValueError, match="one size"):
         peer(images, padding_mask=torch.ones(2, 96, 160, dtype=torch.bool))
+
+
+def test_the_peer_freezes_what_the_model_freezes() -> None:
+    frozen = ("conv_stem", "bn1", "blocks.0")
+    peer, model = (
+        hugging_face.PeerDetector(3, pretrained=False, frozen=frozen).train(),
+        build_detector("lite0", 3, [f"model.backbone.frozen=[{','.join(frozen)}]"]).train(),
+    )
+
+    def learning(backbone: nn.Module) -> int:
+        return sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+
+    def normalising(backbone: nn.Module) -> int:
+        return sum(isinstance(m, nn.BatchNorm2d) and m.training for m in backbone.modules())
+
+    # The peer's ends at stride 32 too, with the same layers.
+    assert learning(peer.backbone) == learning(model.backbone)
+    assert normalising(peer.backbone) == normalising(model.backbone)
+
+
+def test_the_peer_starts_from_the_released_prior() -> None:
+    bias = hugging_face.build_lite0(3).model.enc_score_head.bias
+    torch.testing.assert_close(bias.sigmoid(), torch.full((3,), 0.01))
