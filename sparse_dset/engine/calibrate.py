@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from sparse_dset.engine.loading import shown_batches
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.geometry import STRIDES
 from sparse_dset.models.modes import evaluation
@@ -81,7 +81,7 @@ def score_dataset(
     centres: list[Tensor] = []
     count = 0
     with evaluation(model):
-        for batch in tqdm(loader, desc="score", disable=not progress):
+        for batch in shown_batches(loader, "score", progress=progress):
             batch = batch.to(device)
             logits, cells = model.score_tokens(batch.images, batch.padding_mask)
             scores.append([x.cpu() for x in logits])

@@ -7,12 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm import tqdm
 
 from sparse_dset.data.collate import Batch, collate
 from sparse_dset.engine import distributed
 from sparse_dset.engine.coco_evaluator import CocoEvaluator
-from sparse_dset.engine.randomness import init_worker
+from sparse_dset.engine.loading import init_worker, shown_batches
 from sparse_dset.models.modes import evaluation
 from sparse_dset.models.postprocess import select_detections
 
@@ -116,9 +115,8 @@ def detect(
     detections: dict[int, dict[str, Tensor]] = {}
     shares: dict[int, list[float]] = {}
     with evaluation(model):
-        for batch in tqdm(
-            loader, desc="evaluate", disable=not (progress and distributed.is_main())
-        ):
+        shown = progress and distributed.is_main()
+        for batch in shown_batches(loader, "evaluate", progress=shown):
             with torch.autocast(device.type, AMP_DTYPES.get(amp), enabled=amp != "off"):
                 out = _forward(model, batch.to(device), execution, keep_ratio)
             ids = [target["image_id"] for target in batch.targets]

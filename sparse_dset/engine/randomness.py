@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,11 +29,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def set_deterministic() -> None:
-    """Makes PyTorch choose deterministic algorithms, or raise where it has none."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True)
+def set_deterministic(wanted: bool) -> None:
+    """Makes PyTorch choose deterministic algorithms, or raise where it has none; or no longer."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted)
 
 
 def rng_state() -> dict[str, Any]:
@@ -132,9 +132,3 @@ def epoch_batches(
         [(epoch, index) for index in own[start : start + batch_size]]
         for start in range(0, len(own), batch_size)
     ]
-
-
-def init_worker(_worker: int) -> None:
-    """Lets the main process alone react to signals: it ends its workers in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

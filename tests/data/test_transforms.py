@@ -23,7 +23,7 @@ from sparse_dset.data.transforms import (
     eval_transforms,
     train_transforms,
 )
-from sparse_dset.engine.randomness import init_worker
+from sparse_dset.engine.loading import init_worker
 
 
 def scene(height: int, width: int, boxes: list[list[float]]) -> tuple[tv_tensors.Image, dict]:
