@@ -89,16 +89,22 @@ def test_all_executions_agree_when_everything_is_kept(
     assert run["auto"].execution == "dense"
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_agrees_with_dense_when_everything_is_kept(
-    name, make_detector, make_targets, assert_same_gradients, run_detector
+    name, padded, make_detector, make_targets, assert_same_gradients, run_detector
 ):
     """Statistics of a batch too: those of all sites are those of the dense map."""
     dense = make_detector(*MODELS[name]).train()
     sparse = copy.deepcopy(dense)
     batch, targets = _images(2), make_targets(2, 1)
-    expected = run_detector(dense, batch, targets, execution="dense")
-    out = run_detector(sparse, batch, targets, execution="sparse", keep_ratio=1.0)
+    padding = torch.zeros(2, *SIZE, dtype=torch.bool)
+    if padded:
+        padding[0, 70:], padding[1, :, 90:] = True, True
+    expected = run_detector(dense, batch, targets, execution="dense", padding_mask=padding)
+    out = run_detector(
+        sparse, batch, targets, execution="sparse", keep_ratio=1.0, padding_mask=padding
+    )
     for loss, value in expected.losses.items():
         torch.testing.assert_close(out.losses[loss], value, rtol=1e-5, atol=1e-5)
     assert_same_gradients(dense, sparse)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sparse_dset.models.synced_norm import has_statistics
+
 _MIXING = ("conv2d", "max_pool2d", "avg_pool2d", "dense_conv2d")
 
 
@@ -17,8 +19,9 @@ class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a functio
 
     A padded image then gives, inside, what it gives alone: a convolution pads its input with zeros,
     and biases and normalisation would fill the padding with something else after the first layer.
-    Works for convolutional backbones without a change to them; attention or pooling over the whole
-    image would still see the padding.
+    Means over the whole map (squeeze and excitation) and the statistics of a training batch
+    normalisation are those of the image. Works for convolutional backbones without a change to
+    them; attention over the whole image would still see the padding.
 
     Args:
         pixel_mask: bool ``[B, H, W]``, True = part of the image.
@@ -35,10 +38,41 @@ class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a functio
         args: tuple = (),
         kwargs: dict | None = None,
     ) -> Any:
-        if getattr(function, "__name__", "") in _MIXING and isinstance(args[0], Tensor):
-            x, *rest = args
-            args = (x * self._mask(x), *rest)
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if not args or not _is_map(args[0]):
+            return function(*args, **kwargs)
+        x, *rest = args
+        if function is F.batch_norm:
+            return self._batch_norm(x, *rest, **kwargs)
+        if name == "mean":
+            # Zeros add nothing to the sum, but the whole map has more cells than the image.
+            mask = self._mask(x)
+            return function(x * mask, *rest, **kwargs) / function(mask, *rest, **kwargs)
+        if name in _MIXING:
+            x = x * self._mask(x)
+        return function(x, *rest, **kwargs)
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        shared = running_mean, running_var, weight, bias
+        if not training:
+            return F.batch_norm(x, *shared, False, momentum, eps)
+        inside = self._mask(x).squeeze(1).bool()
+        rows = x.movedim(1, -1)[inside]
+        rows = F.batch_norm(rows, *shared, has_statistics(rows), momentum, eps)
+        out = rows.new_zeros(*inside.shape, x.shape[1])
+        out[inside] = rows
+        return out.movedim(-1, 1)
 
     def _mask(self, x: Tensor) -> Tensor:
         stride = round(self._pixels.shape[-1] / x.shape[-1])
@@ -46,6 +80,12 @@ class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a functio
         if mask.shape[-2:] != x.shape[-2:]:
             raise ValueError(
                 f"a map of {tuple(x.shape[-2:])} is no whole fraction of the image "
-                f"{tuple(self._pixels.shape[-2:])}: this backbone cannot take padded batches"
+                f"{tuple(self._pixels.shape[-2:])}: this backbone cannot take padded batches; "
+                "choose images of one size, whose sides are multiples of 32"
             )
         return mask.to(x.dtype)
+
+
+def _is_map(x: object) -> bool:
+    """Whether this has cells; a single one may stand for the whole image, without any padding."""
+    return isinstance(x, Tensor) and x.dim() == 4 and x.shape[-2:] != (1, 1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -48,3 +50,47 @@ def test_a_backbone_with_other_sizes_is_refused():
     odd = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
     with padding_stays_zero(pixels), pytest.raises(ValueError, match="cannot take padded batches"):
         odd(torch.randn(1, 3, 64, 64))
+
+
+class _SqueezeAndExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.reduce(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+def _padded(image: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image in a corner of noise, and where it is."""
+    padded = torch.randn(len(image), 3, height, width, dtype=image.dtype)
+    padded[:, :, : image.shape[2], : image.shape[3]] = image
+    pixels = torch.zeros(len(image), height, width, dtype=torch.bool)
+    pixels[:, : image.shape[2], : image.shape[3]] = True
+    return padded, pixels
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 128)])
+def test_means_over_the_image_leave_padding_out(size):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), _SqueezeAndExcite()).double()
+    image = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    padded, pixels = _padded(image, *size)
+    with padding_stays_zero(pixels):
+        inside = network(padded)[:, :, :16, :24]
+    torch.testing.assert_close(inside, network(image))
+
+
+def test_statistics_of_a_batch_leave_padding_out():
+    network, image = _network().train(), torch.randn(2, 3, 32, 48, dtype=torch.float64)
+    alone = copy.deepcopy(network)
+    padded, pixels = _padded(image, 64, 64)
+    with padding_stays_zero(pixels):
+        inside = network(padded)[:, :, :4, :6]
+    expected = alone(image)
+    torch.testing.assert_close(inside, expected)
+    inside.square().sum().backward()
+    expected.square().sum().backward()
+    for (name, ours), theirs in zip(network.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+    for (name, ours), theirs in zip(network.named_buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
