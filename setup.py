@@ -42,6 +42,7 @@ def native() -> dict:
         # OpenMP's library is the one that PyTorch has loaded: it is not linked a second time.
         extra_compile_args=["-std=c++20", "-O3", "-fopenmp", "-Wall", *sanitize],
         extra_link_args=sanitize[:1],
+        depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
     )
     build = BuildIfPossible.with_options(no_python_abi_suffix=True)
     return {"ext_modules": [extension], "cmdclass": {"build_ext": build}}

@@ -10,6 +10,7 @@
 
 #include "derived.h"
 #include "dispatch.h"
+#include "gradients.h"
 #include "memory.h"
 #include "tables.h"
 
@@ -197,7 +198,9 @@ struct Operands {
              out.data_ptr<float>(),
              int(features.size(1)),
              int(out.size(1)),
-             parse_activation(activation)} {}
+             parse_activation(activation)} {
+    TORCH_CHECK(features.size(1) > 0, "features need at least one channel, got ", features.sizes());
+  }
 
   // Adds rows of a tensor, its own to each output row or those that `rows` names.
   void add(const std::optional<at::Tensor>& source, const std::optional<at::Tensor>& rows = {}) {
@@ -298,6 +301,7 @@ at::Tensor dense_conv2d(const at::Tensor& x, const at::Tensor& weight,
                         const std::optional<at::Tensor>& bias, c10::string_view algorithm,
                         c10::string_view activation, const std::optional<at::Tensor>& addend) {
   TORCH_CHECK(x.dim() == 4, "x must be [B, C, H, W], got ", x.sizes());
+  refuse_gradients("dense_conv2d", {x, weight});
   const at::Tensor features = rows_of_map(x);
   check_weight(features, weight, bias, 9);
   const Derivation chosen = algorithm == "auto" ? Derivation::winograd4 : parse_algorithm(algorithm);
@@ -402,6 +406,7 @@ at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_,
                            const std::optional<at::Tensor>& row_map, c10::string_view algorithm) {
   check_rows(features_, "features");
   check_rows(grad_, "grad");
+  refuse_gradients("the gradient of a convolution", {features_, grad_});
   TORCH_CHECK(grad_.size(0) == table.size(0), "grad must have ", table.size(0), " rows, got ",
               grad_.size(0));
   const at::Tensor features = features_.contiguous(), grad = grad_.contiguous();
@@ -426,6 +431,7 @@ at::Tensor pointwise_conv(const at::Tensor& features, const at::Tensor& weight,
                           const std::optional<at::Tensor>& addend,
                           const std::optional<at::Tensor>& addend_rows, c10::string_view activation) {
   check_weight(features, weight, bias, 1);
+  refuse_gradients("pointwise_conv", {features, weight});
   Operands operands(features, weight, bias, features.size(0), Derivation::pointwise, activation);
   if (operands.out.numel() == 0) return operands.out;
   operands.add(addend, addend_rows);
@@ -460,6 +466,7 @@ at::Tensor depthwise_weight_gradient(const at::Tensor& features_, const at::Tens
                                      const at::Tensor& table) {
   check_rows(features_, "features");
   check_rows(grad_, "grad");
+  refuse_gradients("the gradient of a depthwise convolution", {features_, grad_});
   const at::Tensor features = with_dense_rows(features_), grad = grad_.contiguous();
   const int64_t taps = table.size(1), channels = features.size(1), rows = table.size(0);
   TORCH_CHECK(grad.size(0) == rows && grad.size(1) == channels, "grad must be [", rows, ", ", channels,

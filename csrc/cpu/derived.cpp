@@ -30,18 +30,48 @@ Key key_of(const at::Tensor& source, Derivation derivation, int variant) {
           source.strides().vec(), derivation, variant};
 }
 
-uint64_t fingerprint(const at::Tensor& weight) {
-  if (!weight.is_contiguous() || weight.numel() == 0) return 0;
+constexpr uint64_t SEED = 1469598103934665603ull, PRIME = 1099511628211ull;  // of FNV-1a
+constexpr int64_t SAMPLES = 64;
+
+uint64_t add_to_hash(uint64_t hash, const char* bytes, size_t size) {
+  uint64_t value = 0;
+  std::memcpy(&value, bytes, size);
+  return (hash ^ value) * PRIME;
+}
+
+uint64_t hash_of_all(const at::Tensor& weight) {
+  const at::Tensor dense = weight.contiguous();
+  const auto* bytes = static_cast<const char*>(dense.const_data_ptr());
+  const size_t size = dense.nbytes();
+  uint64_t lanes[4] = {SEED, SEED + 1, SEED + 2, SEED + 3};  // which do not wait for each other
+  size_t at = 0;
+  for (; at + 32 <= size; at += 32)
+    for (int i = 0; i < 4; ++i) lanes[i] = add_to_hash(lanes[i], bytes + at + 8 * i, 8);
+  for (; at < size; at += 8) lanes[0] = add_to_hash(lanes[0], bytes + at, std::min<size_t>(8, size - at));
+  return ((lanes[0] * PRIME ^ lanes[1]) * PRIME ^ lanes[2]) * PRIME ^ lanes[3];
+}
+
+uint64_t hash_of_samples(const at::Tensor& weight) {
   const auto* bytes = static_cast<const char*>(weight.const_data_ptr());
-  const int64_t size = weight.element_size(), count = weight.numel();
-  const int64_t step = std::max<int64_t>(1, count / 64);
-  uint64_t hash = 1469598103934665603ull;
-  for (int64_t i = 0; i < count; i += step) {
-    uint64_t value = 0;
-    std::memcpy(&value, bytes + i * size, size);
-    hash = (hash ^ value) * 1099511628211ull;
+  const uint64_t count = weight.numel();
+  uint64_t hash = SEED;
+  for (int64_t i = 0; i < SAMPLES; ++i) {
+    // Multiples of the golden ratio, whose fractions lie evenly, unlike any step through a tensor.
+    const uint64_t fraction = (uint64_t(i) * 0x9E3779B97F4A7C15ull) >> 32;
+    uint64_t position = (fraction * count) >> 32;
+    int64_t offset = 0;
+    for (int64_t axis = weight.dim() - 1; axis >= 0; --axis) {
+      offset += int64_t(position % weight.size(axis)) * weight.stride(axis);
+      position /= weight.size(axis);
+    }
+    hash = add_to_hash(hash, bytes + offset * int64_t(weight.element_size()), weight.element_size());
   }
   return hash;
+}
+
+uint64_t fingerprint(const at::Tensor& weight) {
+  if (weight.numel() == 0) return 0;
+  return weight.requires_grad() ? hash_of_all(weight) : hash_of_samples(weight);
 }
 
 at::Tensor derive(const at::Tensor& source, Derivation derivation, int variant, int64_t version,

@@ -13,9 +13,10 @@ enum class Derivation {
 };
 
 // Returns what `make` makes of a weight, made once and kept as long as the weight's memory and values
-// stay as they are. Values are watched through the version counter, which every in-place operation
-// and every optimiser moves, and, as writing through `.data` does not move it, through a sample of 64
-// of them. Inference tensors have no version: nothing is kept for them.
+// stay as they are. Values are watched through the version counter, which in-place operations move.
+// Writing through `.data` and fused optimisers do not move it: of a weight that is trained all values
+// are watched, of others 64 that are spread over it. Inference tensors have no version: nothing is
+// kept for them.
 at::Tensor derive_from_weight(const at::Tensor& weight, Derivation, int variant,
                               const std::function<at::Tensor()>& make);
 

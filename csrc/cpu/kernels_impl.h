@@ -33,23 +33,17 @@ void pack(const float* source, int count, int rows, int columns, int64_t matrix_
     }
 }
 
-// outs[i] (+)= rows[i] [depth] times panel [depth, V * WIDTH]; all sums stay in registers. Meanwhile
+// outs[i] (+)= rows[i] [depth] times panel [depth, V * WIDTH]; all sums stay in registers, and what
+// was there is added at the end: a sum of few long sums is more exact than one running one. Meanwhile
 // `depth` lines of what comes next are brought nearer.
 template <int M, int V, bool ACCUMULATE>
 void multiply(const float* const* rows, const float* panel, int depth, float* const* outs, int columns,
               const float* next) {
   const int last = columns - (V - 1) * WIDTH;
-  Vec sums[M][V];
+  Vec sums[M][V] = {};
   const float* row[M];
 #pragma GCC unroll 8
-  for (int i = 0; i < M; ++i) {
-    row[i] = rows[i];
-#pragma GCC unroll 4
-    for (int j = 0; j < V; ++j)
-      sums[i][j] = !ACCUMULATE   ? Vec{}
-                   : j < V - 1 ? load(outs[i] + j * WIDTH)
-                               : load_first(outs[i] + j * WIDTH, last);
-  }
+  for (int i = 0; i < M; ++i) row[i] = rows[i];
   for (int k = 0; k < depth; ++k) {
     Vec b[V];
 #pragma GCC unroll 4
@@ -65,6 +59,11 @@ void multiply(const float* const* rows, const float* panel, int depth, float* co
   }
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i) {
+    if (ACCUMULATE) {
+#pragma GCC unroll 4
+      for (int j = 0; j < V - 1; ++j) sums[i][j] += load(outs[i] + j * WIDTH);
+      sums[i][V - 1] += load_first(outs[i] + (V - 1) * WIDTH, last);
+    }
 #pragma GCC unroll 4
     for (int j = 0; j < V - 1; ++j) store(outs[i] + j * WIDTH, sums[i][j]);
     store_first(outs[i] + (V - 1) * WIDTH, sums[i][V - 1], last);

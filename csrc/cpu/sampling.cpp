@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "gradients.h"
+#include "tables.h"
 
 namespace sparse_dset {
 namespace {
@@ -57,6 +59,9 @@ struct Arguments {
       TORCH_CHECK(map.dim() == 3 && map.size(0) == batch && map.scalar_type() == at::kInt,
                   "row maps must be int32 [B, H, W], got ", map.scalar_type(), " ", map.sizes());
       row_maps.push_back(map.contiguous());
+      const int64_t named = rows_named(row_maps.back());
+      TORCH_CHECK(named <= level_sizes[level], "the row map of level ", level, " names row ",
+                  named - 1, " of ", level_sizes[level]);
       heights.push_back(int(map.size(1)));
       widths.push_back(int(map.size(2)));
       first_rows.push_back(first);
@@ -157,6 +162,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_attn_backward(
     const at::Tensor& grad_, const at::Tensor& rows, at::TensorList row_maps,
     at::IntArrayRef level_sizes, const at::Tensor& locations, const at::Tensor& weights,
     const at::Tensor& extents, const at::Tensor& background) {
+  refuse_gradients("the gradient of deformable attention",
+                   {grad_, rows, locations, weights, background});
   const Arguments a(rows, row_maps, level_sizes, locations, weights, extents, background, false);
   const at::Tensor grad = grad_.contiguous();
   at::Tensor grad_rows = at::zeros_like(a.rows), grad_background = at::zeros_like(a.background);

@@ -254,13 +254,17 @@ PairLists pairs_of(const at::Tensor& table) {
 
 int64_t num_input_rows(const at::Tensor& table) {
   check_table(table);
+  return rows_named(table);
+}
+
+int64_t rows_named(const at::Tensor& rows) {
   const auto make = [&] {
-    const int32_t* rows = table.const_data_ptr<int32_t>();
-    const at::Tensor largest = at::empty({1}, table.options());
-    *largest.data_ptr<int32_t>() = table.numel() ? *std::max_element(rows, rows + table.numel()) : -1;
+    const int32_t* first = rows.const_data_ptr<int32_t>();
+    const at::Tensor largest = at::empty({1}, rows.options());
+    *largest.data_ptr<int32_t>() = rows.numel() ? *std::max_element(first, first + rows.numel()) : -1;
     return largest;
   };
-  return 1 + *derive_from_table(table, Derivation::last_row, make).const_data_ptr<int32_t>();
+  return 1 + *derive_from_table(rows, Derivation::last_row, make).const_data_ptr<int32_t>();
 }
 
 TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {

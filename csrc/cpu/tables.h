@@ -48,7 +48,8 @@ struct PairLists {
 // table: int32 [N_out, taps], the input row under each tap, -1 = none.
 PairLists pairs_of(const at::Tensor& table);
 
-// One more than the largest row that a table names, found once per table.
+// One more than the largest row that a table, or any contiguous int32 tensor, names; found once.
 int64_t num_input_rows(const at::Tensor& table);
+int64_t rows_named(const at::Tensor& rows);
 
 }  // namespace sparse_dset

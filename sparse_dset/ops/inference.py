@@ -49,7 +49,8 @@ def dense_conv2d(
             return rows_to_map(out, x.shape[0], x.shape[2], x.shape[3])
         if groups == 1 and size == 3 and stride == 1 and min(weight.shape[:2]) >= SMALLEST_WINOGRAD:
             return _OPS.dense_conv2d_cpu.default(x, weight, bias, "auto", activation, addend)
-        if groups == x.shape[1] == weight.shape[0] and size <= 7 and addend is None:
+        depthwise = groups == x.shape[1] == weight.shape[0]
+        if depthwise and size <= 7 and stride in (1, 2) and addend is None:
             batch, _, height, width = x.shape
             table = full_windows(batch, height, width, size, stride, x.device)
             out = _OPS.depthwise_conv2d_cpu.default(map_to_rows(x), weight, bias, table, activation)

@@ -102,6 +102,57 @@ def test_packed_weights_are_never_stale(algorithm):
     check()
     weight.data = torch.randn_like(weight)
     check()
+    weight.data[::2] = 0
+    check()
+    weight = torch.randn(128, 16, 3, 3)[::8].to(memory_format=torch.channels_last)
+    check()
+    weight.data.mul_(2)
+    check()
+
+
+def test_weights_that_are_trained_are_watched_whole():
+    support = Support.from_mask(torch.rand(1, 8, 8) < 0.5)
+    features = torch.randn(support.num_sites, 128)
+    weight = torch.nn.Parameter(torch.randn(128, 128, 3, 3))
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)  # moves no version counter
+
+    def check():
+        ours, theirs = (
+            sparse_conv2d(features, weight, None, support, backend=backend)
+            for backend in ("cpu", "reference")
+        )
+        torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=1e-3)
+        return ours
+
+    check().sum().backward()
+    optimizer.step()
+    check()
+    weight.data[77, 3, 1, 2] = 1000.0
+    check()
+    weight.data = weight.data.to(memory_format=torch.channels_last)
+    check()
+    weight.data[5, 77, 0, 0] = -1000.0
+    check()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_long_sums_are_exact(stride):
+    """Sums of 1152 products of standard normal numbers, over random sites and over blocks."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(6400, generator=generator)[:1728]
+    mask = torch.zeros(1, 80, 80, dtype=torch.bool)
+    mask.view(-1)[order] = True
+    support = Support.from_mask(mask)
+    target = support if stride == 1 else Support.full(1, 40, 40)
+    features = torch.randn(1728, 128, generator=generator)
+    weight = torch.randn(128, 128, 3, 3, generator=generator)
+    ours = sparse_conv2d(
+        features, weight, None, support, stride, target, algorithm="indirect", backend="cpu"
+    )
+    theirs = sparse_conv2d(
+        features.double(), weight.double(), None, support, stride, target, backend="reference"
+    )
+    assert (ours - theirs).abs().max() < 1e-4
 
 
 def _samples(keep):
@@ -238,7 +289,44 @@ def test_compiles_in_one_graph(algorithm):
     torch.testing.assert_close(compiled(features, weight), convolve(features, weight))
 
 
+def test_kernels_for_inference_refuse_gradients():
+    x, rows = torch.rand(1, 32, 8, 8), torch.rand(5, 32)
+    with pytest.raises(RuntimeError, match="dense_conv2d has no gradient"):
+        dense_conv2d(x, torch.rand(32, 32, 3, 3, requires_grad=True), None)
+    with pytest.raises(RuntimeError, match="pointwise_conv has no gradient"):
+        pointwise_conv(rows.requires_grad_(), torch.rand(8, 32), None)
+    with torch.no_grad():
+        assert pointwise_conv(rows, torch.rand(8, 32), None).shape == (5, 8)
+
+
+def test_row_maps_that_name_other_rows_are_refused():
+    row_map = torch.zeros(1, 4, 4, dtype=torch.int32)
+    row_map[0, 2, 2] = 200_000_000
+    locations, weights = torch.rand(1, 2, 1, 1, 1, 2), torch.rand(1, 2, 1, 1, 1)
+    with pytest.raises(RuntimeError, match="level 0 names row 200000000 of 16"):
+        torch.ops.sparse_dset.deform_attn_cpu(
+            torch.rand(16, 8),
+            [row_map],
+            [16],
+            locations,
+            weights,
+            torch.tensor([[[4.0, 4.0]]]),
+            torch.zeros(1, 8),
+            False,
+        )
+
+
+@pytest.mark.parametrize("stride", [3, 4])
+@torch.no_grad()
+def test_depthwise_convolution_of_other_strides(stride):
+    x, weight = torch.rand(1, 8, 9, 9), torch.rand(8, 1, 3, 3)
+    expected = F.conv2d(x, weight, None, stride, 1, groups=8)
+    torch.testing.assert_close(dense_conv2d(x, weight, None, stride), expected)
+
+
 def test_wrong_operands_are_named():
+    with pytest.raises(RuntimeError, match="at least one channel"):
+        pointwise_conv(torch.rand(5, 0), torch.rand(8, 0), None)
     support = Support.full(1, 4, 4)
     tables = support.neighbors(), support.row_map()
     convolve = torch.ops.sparse_dset.sparse_conv2d_cpu
