@@ -27,30 +27,30 @@ from sparse_dset.engine.checkpoint import (
     model_weights,
     weights_name,
 )
-from sparse_dset.engine.plan import check_plan, ever_prunes
+from sparse_dset.engine.plan import check_plan, check_statistics, ever_prunes
 from sparse_dset.engine.train import Trainer, prepare
 
 
-def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection) -> list[str]:
+def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection | None) -> list[str]:
     """The classes, which the data decides."""
     source = train_set.dataset if isinstance(train_set, Mosaic) else train_set
-    if source.class_names != val_set.class_names:
+    if val_set is not None and source.class_names != val_set.class_names:
         raise ValueError(
             "training and validation must have the same categories, got "
             f"{source.class_names} in {source.annotations} and "
             f"{val_set.class_names} in {val_set.annotations}"
         )
-    return list(val_set.class_names)
+    return list(source.class_names)
 
 
-def _check_classes(cfg: DictConfig, names: list[str], val_set: CocoDetection) -> None:
+def _check_classes(cfg: DictConfig, names: list[str]) -> None:
     """Refuses classes that were asked for on the command line and are not those of the data."""
     keys = {text.lstrip("+").split("=")[0] for text in HydraConfig.get().overrides.task}
     of_data = {"num_classes": len(names), "class_names": names}
     for key, value in of_data.items():
         if f"model.{key}" in keys and cfg.model[key] != value:
             raise ValueError(
-                f"model.{key}={cfg.model[key]} is asked for, but {val_set.annotations} has "
+                f"model.{key}={cfg.model[key]} is asked for, but the data set has "
                 f"{len(names)} categories, {names}: leave it out, the data decides"
             )
 
@@ -86,7 +86,7 @@ def main(cfg: DictConfig) -> None:
         train_set = hydra.utils.instantiate(cfg.data.train)
         val_set = hydra.utils.instantiate(cfg.data.val)
         names = _class_names(train_set, val_set)
-        _check_classes(cfg, names, val_set)
+        _check_classes(cfg, names)
         cfg.model.class_names, cfg.model.num_classes = names, len(names)
         cfg.model.image_size = cfg.data.size  # predict resizes as the validation does
         if config.execution is not None:  # what loads the checkpoint runs what was trained
@@ -94,7 +94,9 @@ def main(cfg: DictConfig) -> None:
         record = {**check_config(cfg), "weights_name": weights_name(cfg.weights)}
         model = _build(record, pretrained=resume is None)
         if cfg.weights is not None and resume is None:
-            print(load_weights(model, model_weights(load_checkpoint(cfg.weights))))
+            report = load_weights(model, model_weights(load_checkpoint(cfg.weights)))
+            print(report)
+            check_statistics(report, config)
         trainer = Trainer(
             model,
             train_set,

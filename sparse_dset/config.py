@@ -59,6 +59,7 @@ def compose_config(
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             try:
                 cfg = compose(name, overrides=list(overrides))
+                _check_flags(cfg, name, overrides)
                 if complete:
                     _check_complete(cfg)
                 return check_config(cfg)
@@ -117,6 +118,18 @@ def check_command_line(
         return checked
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _check_flags(cfg: DictConfig, name: str, overrides: Sequence[str]) -> None:
+    """Refuses words for settings that are on or off: "no" and "off" would count as on."""
+    given = OverridesParser.create().parse_overrides(list(overrides))
+    words = {o.key_or_group for o in given if isinstance(o.value(), str)}
+    choices = [o.input_line for o in given if (config_dir() / o.key_or_group).is_dir()]
+    usual = compose(name, overrides=[choice for choice in choices if choice is not None])
+    for key in sorted(words):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, str) and isinstance(OmegaConf.select(usual, key), bool):
+            raise ValueError(f"{key} must be true or false, got {value!r}")
 
 
 def _check_complete(cfg: DictConfig) -> None:

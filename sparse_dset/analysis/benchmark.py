@@ -348,7 +348,7 @@ def measure(
             "warmup": warmup,
             "repeats": repeats,
             "backend": outputs[arm][0].backend,
-            "algorithms": _algorithms(outputs[arm][0]),
+            "algorithms": _algorithms(runs, outputs[arm][0]),
             "fused": fuse,
             "environment": environment(device),
         }
@@ -469,12 +469,14 @@ def milliseconds(latency: Latency) -> dict[str, float]:
     return {name: 1e3 * value for name, value in seconds.items()}
 
 
-def _call(model: Detector, current: list[Tensor], arm: Arm) -> Callable[[], DetectorOutput]:
+def _call(
+    model: Detector, current: list[Tensor], arm: Arm, **options: Any
+) -> Callable[[], DetectorOutput]:
     """A forward pass of the batch that is the only item of a list."""
 
     @torch.inference_mode()
     def call() -> DetectorOutput:
-        return model(current[0], execution=arm.execution, keep_ratio=arm.keep_ratio)
+        return model(current[0], execution=arm.execution, keep_ratio=arm.keep_ratio, **options)
 
     return call
 
@@ -490,12 +492,18 @@ def _mean_gflops(counted: Sequence[Mapping[str, float]], num_images: int) -> dic
     return {part: sum(one[part] for one in counted) / num_images for part in counted[0]}
 
 
-def _algorithms(output: DetectorOutput) -> dict[str, str] | None:
-    """What "auto" means for the neck's 3x3 convolutions of each level; None: no choice is made."""
+def _algorithms(model: Detector, output: DetectorOutput) -> dict[str, str] | None:
+    """How the neck's 3x3 convolutions of each level are computed; None: no choice is made."""
     if output.backend != "cpu" or output.execution != "sparse":
         return None
+    weights = [w for w in model.encoder.pan_blocks.parameters() if w.shape[2:] == (3, 3)]
+    if not weights:
+        return None
+    channels_out, channels_in = weights[0].shape[:2]
     return {
-        level: chosen_algorithm(Support.from_mask(mask), 128, 128)
+        level: chosen_algorithm(Support.from_mask(mask), channels_in, channels_out)
+        if model.algorithm == "auto"
+        else model.algorithm
         for level, mask in zip(LEVELS, output.kept, strict=True)
     }
 
@@ -518,7 +526,9 @@ def _differences_from_dense(
     dense = _call(model, [images], Arm("dense"))()
     differences = {"dense": 0.0}
     for execution in sorted(executions - {"dense"}):
-        difference = _distance(dense, _call(model, [images], Arm(execution))())
+        # At no progress a cap on the tokens does not hold either.
+        unpruned = _call(model, [images], Arm(execution), progress=0.0)()
+        difference = _distance(dense, unpruned)
         if not difference <= LARGEST_DIFFERENCE:
             raise RuntimeError(
                 f"{execution} at keep ratio 1 differs from dense by {difference:.2g}, more than "

@@ -109,7 +109,7 @@ def build_lite0(num_labels: int = 80) -> RTDetrV2ForObjectDetection:
         hidden_expansion=0.5,
         decoder_layers=3,
         num_labels=num_labels,
-        initializer_bias_prior_prob=0.01,  # the released recipe's; the default grows with few classes
+        initializer_bias_prior_prob=0.01,  # the released one; the default is 1 / (K + 1)
     )
     return RTDetrV2ForObjectDetection(config).eval()
 

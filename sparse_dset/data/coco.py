@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -383,7 +383,7 @@ def _integer(value: Any, name: str) -> int:
 
 def _is_finite(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    return is_number and abs(value) <= sys.float_info.max  # not so of NaN, nor of larger integers
 
 
 def _warn_of(dropped: Counter[int], records: Sequence[ImageRecord], path: Path) -> None:

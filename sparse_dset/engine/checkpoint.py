@@ -102,8 +102,10 @@ def _read(path: Path, trust: bool) -> dict[str, Any]:
             "loader refuses it. If you trust where the file comes from, load it with trust=True "
             f"(it may run code) and save it again. The loader says: {error}"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"the checkpoint {path} is damaged or cut short: {error}") from error
+    except Exception as error:  # the unpickler stumbles over other files in its own ways
+        raise ValueError(
+            f"{path} is no checkpoint, or it is damaged or cut short: {error!r}"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of entries")
     return content

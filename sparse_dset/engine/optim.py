@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sparse_dset.checks import check_number
+from sparse_dset.checks import check_list, check_number
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         # A list from a configuration file becomes a tuple: the value is frozen.
-        object.__setattr__(self, "betas", tuple(self.betas))
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("betas", "milestones"):
+            check_list(f"optim.{name}", getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         check_number("optim.lr", self.lr, above=0)
         for name in ("backbone_factor", "pruner_factor", "weight_decay", "gamma"):
             check_number(f"optim.{name}", getattr(self, name), at_least=0)

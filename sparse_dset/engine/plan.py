@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -11,6 +12,8 @@ from hydra.errors import InstantiationException
 from torch import nn
 
 from sparse_dset.config import build_from_config
+from sparse_dset.engine.checkpoint import LoadReport
+from sparse_dset.engine.optim import OptimConfig
 from sparse_dset.engine.train import PruningSchedule, TrainConfig
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import BY_CONTENT
@@ -25,10 +28,17 @@ def check_plan(plain: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value is out of its range, or settings contradict each other.
     """
-    train, _ = (_made(plain[name]) for name in ("train", "optim"))
+    train, optim = (_made(plain[name]) for name in ("train", "optim"))
     pruner, pruning = plain["pruner"], train.pruning
     if plain["peer"] not in (None, "hugging_face"):
         raise ValueError(f"peer must be hugging_face or null, got {plain['peer']!r}")
+    if plain["peer"] and train.execution not in (None, "dense"):
+        raise ValueError(
+            f"peer={plain['peer']} runs dense only: set train.execution=dense, not "
+            f"{train.execution}"
+        )
+    if plain["weights"] is not None and not Path(plain["weights"]).is_file():
+        raise ValueError(f"weights={plain['weights']}: there is no such file")
     if pruner["score_by"] != "learned":
         raise ValueError(
             f"pruner.score_by={pruner['score_by']} has nothing to train: train with "
@@ -50,8 +60,35 @@ def check_plan(plain: Mapping[str, Any]) -> None:
             "seen nothing: give train.pruning.warmup_epochs > 0, weights to start from, or "
             "train.freeze_statistics=false"
         )
+    if model is not None and from_scratch:
+        _warn_of_random_backbone(plain["model"]["backbone"])
     if model is not None and ever_prunes(model, train):
+        if from_scratch:
+            _check_scorer_learns(plain, optim)
         _warn_of_late_pruning(train, pruning)
+
+
+def check_statistics(report: LoadReport, train: TrainConfig) -> None:
+    """Checks that no statistics are frozen that the weights did not bring.
+
+    Args:
+        report: of the weights that training starts from.
+        train: the loop's settings.
+
+    Raises:
+        ValueError: a normalisation of a new layer would be frozen as it was made.
+    """
+    unseen = [
+        name
+        for name in (*report.missing, *report.mismatched)
+        if name.endswith("running_var") and not name.startswith("backbone.")
+    ]
+    if unseen and train.freeze_statistics and not train.pruning.warmup_epochs:
+        raise ValueError(
+            f"train.freeze_statistics=true freezes what BatchNorm has seen, and {len(unseen)} of "
+            f"its layers, which the weights do not fill, have seen nothing ({unseen[0]} first): "
+            "give train.pruning.warmup_epochs > 0, or train.freeze_statistics=false"
+        )
 
 
 def ever_prunes(model: nn.Module, train: TrainConfig) -> bool:
@@ -59,6 +96,29 @@ def ever_prunes(model: nn.Module, train: TrainConfig) -> bool:
     if not isinstance(model, Detector) or (train.execution or model.execution) == "dense":
         return False
     return train.pruning.ratio == "random" or not model.pruner.selector.keeps_all
+
+
+def _check_scorer_learns(plain: Mapping[str, Any], optim: OptimConfig) -> None:
+    cass = plain["losses"]["cass"]
+    supervised = cass is not None and cass["weight"] > 0
+    if not optim.pruner_factor or not (supervised or plain["pruner"]["gate"]):
+        raise ValueError(
+            "nothing trains the scores by which tokens are kept: give losses.cass with a weight "
+            "above 0 or pruner.gate=true, and optim.pruner_factor above 0"
+        )
+
+
+def _warn_of_random_backbone(backbone: Mapping[str, Any]) -> None:
+    if backbone.get("weights") is not None:
+        return
+    fixed = [f"model.backbone.{key}" for key in ("frozen", "frozen_norm") if backbone.get(key)]
+    warnings.warn(
+        "the backbone starts from random weights"
+        + (f", part of which never learns ({', '.join(fixed)})" if fixed else "")
+        + "; a detector needs weights=<a checkpoint, a released RT-DETRv2 too>, or far longer "
+        "training with optim.backbone_factor=1",
+        stacklevel=3,
+    )
 
 
 def _warn_of_late_pruning(train: TrainConfig, pruning: PruningSchedule) -> None:

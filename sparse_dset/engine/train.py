@@ -1,4 +1,8 @@
-"""The training loop: resumable to the bit, limited by time or steps, on one process or many."""
+"""The training loop: resumable, limited by time or steps, on one process or many.
+
+A resumed run is the uninterrupted one to the bit. From three processes on, sums over the processes
+are in another order after a resumption, and it is the same run but for rounding.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import math
 import random
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from sparse_dset.checks import check_number
+from sparse_dset.checks import check_list, check_number
 from sparse_dset.data.collate import Batch, collate
 from sparse_dset.engine import distributed
 from sparse_dset.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -35,12 +40,12 @@ from sparse_dset.engine.evaluate import (
     evaluate,
     evaluation_loader,
 )
+from sparse_dset.engine.loading import batches_of, init_worker
 from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.engine.optim import OptimConfig, build_optimizer, build_scheduler
 from sparse_dset.engine.randomness import (
     SeededDataset,
     epoch_batches,
-    init_worker,
     local_seed,
     rng_state,
     seed_everything,
@@ -74,6 +79,7 @@ class PruningSchedule:
 
     def __post_init__(self) -> None:
         # A list from a configuration file becomes a tuple: the value is frozen.
+        check_list("train.pruning.ratio_range", self.ratio_range)
         object.__setattr__(self, "ratio_range", tuple(self.ratio_range))
         for name in ("warmup_epochs", "ratio_power"):
             check_number(f"train.pruning.{name}", getattr(self, name), at_least=0)
@@ -113,7 +119,8 @@ class TrainConfig:
         output_dir: folder of ``last.pt``, ``best.pt``, ``results.jsonl`` and ``tensorboard/``.
         epochs: length of the training, and of the learning-rate schedule.
         batch_size: images per process and forward pass.
-        accumulate: forward passes per optimizer step.
+        accumulate: forward passes per optimizer step. Objects weigh the same in all of them, as in
+            one large batch; BatchNorm takes the statistics of each alone.
         num_workers: loader processes; 0 loads in the training process.
         execution: how the model runs once pruning has set in; None as the model is configured.
         pruning: how pruning sets in.
@@ -192,6 +199,13 @@ class TrainConfig:
                 f"execution must be one of {', '.join(EXECUTIONS)}; got {self.execution!r}"
             )
         check_precision(self.amp)
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"train.device must be auto, cpu or cuda, got {self.device!r}")
+        if not isinstance(self.pruning, PruningSchedule):
+            raise ValueError(
+                f"train.pruning must be a schedule, got {self.pruning!r}; a training without "
+                "pruning has train.execution=dense"
+            )
 
 
 class Trainer:
@@ -239,6 +253,12 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * config.epochs
         self.optimizer = build_optimizer(self.model, optim)
         self.scheduler = build_scheduler(self.optimizer, optim, self.total_steps)
+        if optim.warmup_steps >= self.total_steps:
+            warnings.warn(
+                f"the training's {self.total_steps} steps end within optim.warmup_steps="
+                f"{optim.warmup_steps}: the learning rate never reaches {optim.lr:g}",
+                stacklevel=2,
+            )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.prunes = prunes
         self.step = 0
@@ -280,6 +300,8 @@ class Trainer:
                     self._close_epoch(writer)
                 if stopped:
                     break
+        if self._is_stale() and distributed.is_main():
+            tqdm.write(f"ended: {self.stale_evaluations} evaluations without a better AP")
         if signals:
             raise SystemExit(128 + signals[0])
         return self.metrics
@@ -387,14 +409,13 @@ class Trainer:
         """Runs the optimizer steps that are left of the epoch, one per item."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         self.model.train()
-        batches = iter(self._loader(epoch, done))
         bar = tqdm(
             total=self.steps_per_epoch,
             initial=done,
             desc=f"epoch {epoch + 1}/{self.config.epochs}",
             disable=not (self.config.progress_bar and distributed.is_main()),
         )
-        with bar:
+        with bar, batches_of(self._loader(epoch, done)) as batches:
             while group := list(islice(batches, self.config.accumulate)):
                 values = self._optimizer_step([batch.to(self.device) for batch in group])
                 self._note(values, writer)
@@ -408,10 +429,10 @@ class Trainer:
         if self.config.freeze_statistics and progress > 0:
             _freeze_statistics(self.model)
         values: dict[str, float] = {}
-        for position, batch in enumerate(batches):
+        for position, (batch, share) in enumerate(zip(batches, self._shares(batches), strict=True)):
             with self._synced(position == len(batches) - 1):
                 loss, parts = self._losses(batch, progress, keep_ratio)
-                self.scaler.scale(loss / len(batches)).backward()
+                self.scaler.scale(loss * share).backward()
             for name, value in parts.items():
                 values[name] = values.get(name, 0.0) + value / len(batches)
         values["lr"] = self.optimizer.param_groups[0]["lr"]
@@ -419,6 +440,16 @@ class Trainer:
         values["grad_norm"] = self._update(batches)
         self.step += 1
         return values
+
+    def _shares(self, batches: list[Batch]) -> list[float]:
+        """What each forward pass weighs in its step.
+
+        The losses of a pass are divided by its number of objects. By their share of the objects
+        they add up to the losses of one large batch, in which every object weighs the same.
+        """
+        counts = [float(sum(len(t["labels"]) for t in batch.targets)) for batch in batches]
+        counts = distributed.means(counts, self.device)
+        return [max(count, 1.0) / max(sum(counts), 1.0) for count in counts]
 
     def _synced(self, is_last: bool) -> AbstractContextManager:
         """Processes exchange gradients once per optimizer step, in its last backward pass."""
@@ -601,8 +632,7 @@ class Trainer:
 def prepare(config: TrainConfig) -> None:
     """Sets threads, seeds and determinism, before the model is built."""
     set_threads(config.threads)
-    if config.deterministic:
-        set_deterministic()
+    set_deterministic(config.deterministic)
     seed_everything(config.seed)
 
 

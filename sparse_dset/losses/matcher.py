@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class HungarianMatcher:
         queries = [np.flatnonzero(row) for row in query_mask.cpu().numpy()]
         num_objects = targets.mask.sum(dim=1).tolist()
         return [
-            self._solve(cost, queries, num_objects, layer, index)
+            self._solve(cost, queries, num_objects, layer, index, targets.image_ids)
             for index, (cost, layer) in enumerate(zip(costs, layers, strict=True))
         ]
 
@@ -90,13 +90,14 @@ class HungarianMatcher:
         num_objects: list[int],
         predictions: Predictions,
         layer: int,
+        image_ids: Sequence[Any],
     ) -> Matches:
         """Solves one layer, image by image, on real queries and objects only."""
         pairs = []
         for image, (rows, count) in enumerate(zip(queries, num_objects, strict=True)):
             real_cost = cost[image, rows, :count]
             if not np.isfinite(real_cost).all():
-                raise RuntimeError(_describe_non_finite(predictions, image, layer))
+                raise RuntimeError(_describe_non_finite(predictions, image, layer, image_ids))
             query, target = linear_sum_assignment(real_cost)
             pairs.append(np.stack([np.full_like(query, image), rows[query], target]))
         flat = torch.from_numpy(np.concatenate(pairs, axis=1)).to(
@@ -105,10 +106,13 @@ class HungarianMatcher:
         return Matches(*flat.unbind(0))
 
 
-def _describe_non_finite(predictions: Predictions, image: int, layer: int) -> str:
+def _describe_non_finite(
+    predictions: Predictions, image: int, layer: int, image_ids: Sequence[Any]
+) -> str:
     boxes_fine = bool(predictions.boxes[image].isfinite().all())
     name = "pred_logits" if boxes_fine else "pred_boxes"
     return (
         f"{name} of layer {layer}, image {image} of the batch, are not finite: training has "
         "diverged; lower the learning rate or turn mixed precision off"
+        f" (the batch's image ids: {list(image_ids)})"
     )

@@ -22,12 +22,14 @@ class PaddedTargets:
         mask: bool ``[B, G]``, True = a real object; an image's real objects come first.
         num_boxes: objects in the batch, averaged over the ranks, at least 1: what losses are
             divided by.
+        image_ids: the images' names in messages.
     """
 
     labels: Tensor
     boxes: Tensor
     mask: Tensor
     num_boxes: float
+    image_ids: tuple[Any, ...] = ()
 
 
 def pad_targets(
@@ -61,6 +63,7 @@ def pad_targets(
         boxes=boxes.to(device),
         mask=mask.to(device),
         num_boxes=float(mean_over_ranks(torch.tensor(float(num_boxes), device=device))),
+        image_ids=tuple(image_ids),
     )
 
 

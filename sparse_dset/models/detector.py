@@ -141,13 +141,14 @@ class Detector(nn.Module):
 
         Raises:
             ValueError: an argument is out of range or has another shape than expected.
-            NotImplementedError: ``torch.export`` traces it.
+            NotImplementedError: ``torch.export`` or ``torch.jit.trace`` captures it.
         """
         execution = _check_execution(execution or self.execution)
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
             raise NotImplementedError(
-                f"torch.export cannot capture execution={execution}: its tables of sites are made "
-                "for the content and the size of each batch; torch.compile can run it"
+                f"torch.export and torch.jit.trace cannot capture execution={execution}: its "
+                "tables of sites are made for the content and the size of each batch; "
+                "torch.compile can run it"
             )
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"{len(targets)} targets were given for {len(images)} images")
@@ -249,7 +250,7 @@ class Detector(nn.Module):
         they are needed for, and on a CPU the C++ kernels compute every execution, ``dense`` too.
         Outputs stay the same but for rounding. It cannot be trained any more.
         """
-        self.eval()
+        self.eval().requires_grad_(False)
         fuse(self)
         self.is_fused = True
         return self

@@ -157,7 +157,7 @@ def parent_rows(x: FeatureMap, coarser: FeatureMap) -> Tensor:
     return _full_parents(batch, *size, rows, columns, tensors[0].device)  # type: ignore[union-attr]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=32)
 def _full_parents(
     batch: int, height: int, width: int, rows: int, columns: int, device: torch.device
 ) -> Tensor:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
 try:
     import torch_scatter
 except ImportError:  # optional: PyTorch's own reductions give the same result
+    torch_scatter = None
+except Exception as error:  # a wheel of another PyTorch fails in as many ways as it has libraries
+    warnings.warn(
+        f"torch_scatter is here but does not load, PyTorch's own reductions run instead: {error}; "
+        "build it for this PyTorch with pip install --no-build-isolation torch-scatter",
+        stacklevel=2,
+    )
     torch_scatter = None
 
 

@@ -177,7 +177,7 @@ def _spconv() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return importlib.import_module("spconv.pytorch")
-    except ImportError as error:
+    except Exception as error:  # a wheel of another system fails in many ways
         raise ImportError(
             f"package spconv cannot be imported ({error}); tested with version {TESTED_VERSION}: "
             f"pip install spconv-cu120=={TESTED_VERSION}"

@@ -90,7 +90,7 @@ class _Strip:
     table: Tensor
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=16)
 def _strips(
     batch: int, height: int, width: int, size: int, stride: int, lines: int
 ) -> tuple[_Strip, ...]:

@@ -53,6 +53,9 @@ class Support:
     def from_indices(cls, indices: Tensor, batch_size: int, height: int, width: int) -> Support:
         """Builds a support from sites in any order.
 
+        Its own ``indices`` are sorted by (batch, y, x), and rows of features follow them: features
+        of sites in another order are to be sorted alike.
+
         Args:
             indices: ``[N, 3]`` integers, columns (batch, y, x), without duplicates.
 
@@ -208,7 +211,7 @@ class Support:
         return f"Support({self.num_sites} of {self.batch_size}x{self.height}x{self.width} sites)"
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=32)
 def _full(batch_size: int, height: int, width: int, device: torch.device) -> Support:
     # Its tables outlive the forward pass: made here, none of them is an inference tensor, which
     # training could not use.
@@ -220,7 +223,7 @@ def _full(batch_size: int, height: int, width: int, device: torch.device) -> Sup
     return support
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def full_windows(
     batch_size: int, height: int, width: int, size: int, stride: int, device: torch.device
 ) -> Tensor:

@@ -152,7 +152,9 @@ class Stub(nn.Module):
         self.pruner = SimpleNamespace(selector=selector, scatter_levels=(2,), halo=0, scorer=scorer)
         self.seen: list[float] = []
 
-    def forward(self, images: torch.Tensor, *, execution: str, keep_ratio: float) -> Any:
+    def forward(
+        self, images: torch.Tensor, *, execution: str, keep_ratio: float, progress: float = 1.0
+    ) -> Any:
         assert not self.training
         self.seen.append(float(images.mean()))
         batch = len(images)
@@ -252,6 +254,21 @@ def test_a_cap_on_the_tokens_is_no_error() -> None:
 def test_the_first_arm_must_be_dense() -> None:
     with pytest.raises(ValueError, match=r"must be dense, got .*'sparse@0.3'"):
         measure(Stub(), [torch.rand(1, 3, 64, 96)], ARMS[::-1])
+
+
+def test_a_detector_with_a_cap_on_the_tokens_is_measured() -> None:
+    model = build_detector("nano", 3, ["pruner.max_tokens=2"], pretrained=False)
+    arms = (Arm("dense"), Arm("sparse", 0.9))
+    rows = measure(model, [torch.rand(1, 3, 64, 96)], arms, warmup=1, repeats=1)
+    assert rows[1]["kept"]["s5"] == pytest.approx(2 / 6)
+
+
+def test_the_algorithm_is_the_one_that_was_asked_for() -> None:
+    model = build_detector("nano", 3, ["ops.algorithm=indirect"], pretrained=False)
+    arms = (Arm("dense"), Arm("sparse", 0.9))
+    rows = measure(model, [torch.rand(1, 3, 64, 96)], arms, warmup=1, repeats=1)
+    if rows[1]["backend"] == "cpu":
+        assert set(rows[1]["algorithms"].values()) == {"indirect"}
 
 
 def test_a_real_detector_is_measured() -> None:

@@ -127,6 +127,7 @@ def test_a_file_without_any_box_gives_one_warning(tmp_path):
         [10, 10, -4, 5],
         [float("nan"), 1, 2, 2],
         [1, 1, float("inf"), 2],
+        [10**400, 1, 2, 2],
         [64, 10, 5, 5],
         [-10, 10, 5, 5],
         [10, 10, 1e-9, 5],

@@ -82,6 +82,11 @@ def test_missing_empty_cut_and_other_files_are_named(
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="list"):
         load_checkpoint(path)
+    for content in (b"hello", bytes(1000)):
+        path.write_bytes(content)
+        for trust in (False, True):
+            with pytest.raises(ValueError, match=r"x\.pt"):
+                load_checkpoint(path, trust=trust)
 
 
 def test_another_class_count_loads_everything_but_the_head(stub_detector: type[nn.Module]) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -438,3 +441,74 @@ def test_two_processes_train_together(
     torch.testing.assert_close(content["ema"]["model"], evaluated, rtol=0, atol=0)
     assert content["step"] == 4
     assert len(content["rng"]) == 2
+
+
+class _PerObject(nn.Module):
+    """Divides its loss by the number of objects, as the detector's losses are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, images: Tensor, targets: Any, **_: Any) -> SimpleNamespace:
+        counts = torch.tensor([len(target["labels"]) for target in targets])
+        values = (images.mean((2, 3)) * self.weight).sum(1) * (counts + 0.1)
+        tokens = torch.ones(len(images), 3)
+        loss = values.sum() / counts.sum().clamp(min=1)
+        return SimpleNamespace(losses={"loss": loss}, num_kept=tokens, num_tokens=tokens)
+
+
+@pytest.mark.parametrize("empty", [(1, 2), (0, 1, 2, 3)])
+def test_forward_passes_of_a_step_add_up_to_those_of_a_large_batch(
+    make_trainer: Callable[..., Trainer], open_coco: Callable, tmp_path: Path, empty: tuple
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without any box in it
+        data = open_coco(tmp_path / "some", 4, empty=empty)
+    settings = {"data": data, "epochs": 1, "eval_every": 0, "clip_norm": None}
+    norms = []
+    for accumulate in (1, 2, 4):
+        trainer = make_trainer(
+            f"{accumulate}",
+            model=_PerObject(),
+            batch_size=4 // accumulate,
+            accumulate=accumulate,
+            **settings,
+        )
+        trainer.fit()
+        norms.append(rows_of(trainer)[0]["train"]["grad_norm"])
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
+
+
+def test_it_tells_where_the_learning_rate_stays_below_its_peak(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    with pytest.warns(UserWarning, match="3 steps end within optim.warmup_steps=3"):
+        make_trainer(epochs=1)
+
+
+class _Broken:
+    """A data set of which a picture cannot be read."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> None:
+        raise RuntimeError("picture 7 cannot be read")
+
+
+def test_an_error_ends_the_loader_workers(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(data=_Broken(), num_workers=1)
+    with pytest.raises(RuntimeError, match="picture 7 cannot be read"):
+        trainer.fit()
+    assert not multiprocessing.active_children()
+
+
+def test_deterministic_algorithms_are_switched_off_again() -> None:
+    try:
+        prepare(TrainConfig("x", deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+        prepare(TrainConfig("x"))
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

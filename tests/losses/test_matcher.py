@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,8 +102,9 @@ def test_non_finite_predictions_are_named(name: str, value: str) -> None:
     layers = [random_predictions(2, 5), random_predictions(2, 5)]
     getattr(layers[1], name)[1, 2] = float(value)
     query_mask = torch.ones(2, 5, dtype=torch.bool)
-    with pytest.raises(RuntimeError, match=f"pred_{name} of layer 1, image 1"):
-        HungarianMatcher()(layers, query_mask, random_targets(1, 2))
+    targets = replace(random_targets(1, 2), image_ids=(41, 42))
+    with pytest.raises(RuntimeError, match=rf"pred_{name} of layer 1, image 1.*ids: \[41, 42\]"):
+        HungarianMatcher()(layers, query_mask, targets)
 
 
 def test_masked_queries_may_be_non_finite() -> None:

@@ -418,5 +418,13 @@ def test_an_export_says_that_it_cannot_be(execution):
         def forward(self, x):
             return self.detector(x, execution=execution).pred_logits
 
-    with pytest.raises(Exception, match=f"torch.export cannot capture execution={execution}"):
+    with pytest.raises(
+        Exception, match=f"torch.export and torch.jit.trace cannot capture execution={execution}"
+    ):
         torch.export.export(Logits(), (torch.rand(2, 3, 64, 96),))
+
+
+def test_tracing_says_that_it_cannot_be() -> None:
+    model = build_detector("nano", 2, pretrained=False).eval()
+    with pytest.raises(NotImplementedError, match="torch.jit.trace cannot capture"):
+        torch.jit.trace(model, torch.rand(1, 3, 64, 64), strict=False)

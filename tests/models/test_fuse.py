@@ -41,3 +41,28 @@ def test_large_maps_of_inverted_residuals(make_detector):
     expected = model.backbone(images)
     for ours, theirs in zip(model.fuse().backbone(images), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
+
+
+def test_it_runs_outside_of_no_grad(make_detector):
+    detector = make_detector("nano", dtype=torch.float32).fuse()
+    images = torch.rand(1, 3, 96, 160)
+    for execution in ("dense", "dense_scatter", "sparse", "masked"):
+        out = detector(images, execution=execution, keep_ratio=0.5)
+        assert not out.pred_logits.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_is_folded_too(dtype, make_detector):
+    exact = make_detector("nano", dtype=torch.float32)
+    images, state = torch.rand(1, 3, 96, 160), torch.get_rng_state()
+    expected = exact.backbone(images)
+    plain = exact.to(dtype)
+    rounded = plain.backbone(images.to(dtype))
+    fused = plain.fuse().backbone
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+    for ours, theirs, truth in zip(fused(images.to(dtype)), rounded, expected, strict=True):
+        assert ours.dtype == dtype
+        # As far from float32 as what it replaces.
+        assert (ours - truth).abs().mean() <= 1.5 * (theirs - truth).abs().mean()

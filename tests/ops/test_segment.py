@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -51,3 +56,22 @@ def test_wrong_index_is_named() -> None:
         segment_sum(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int32), 2)
     with pytest.raises(ValueError, match=r"index must be int64 \(4,\)"):
         segment_mean(torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64), 2)
+
+
+def test_a_library_that_does_not_load_is_told_and_replaced(tmp_path: Path) -> None:
+    (tmp_path / "torch_scatter.py").write_text("raise OSError('undefined symbol: _ZN3c10')")
+    code = (
+        "import torch; from sparse_dset.ops import segment_sum;"
+        "print(segment_sum(torch.ones(3), torch.tensor([0, 0, 1]), 2).tolist())"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[2.0, 1.0]\n", done.stderr
+    assert "torch_scatter is here but does not load" in done.stderr
+    assert "undefined symbol" in done.stderr

@@ -181,6 +181,16 @@ def test_opcheck(stride: int) -> None:
     )
 
 
+def test_a_package_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> None:
+        raise OSError("undefined symbol: cuMemAlloc")
+
+    spconv_backend._spconv.cache_clear()
+    monkeypatch.setattr(spconv_backend.importlib, "import_module", load)
+    with pytest.raises(ImportError, match=r"undefined symbol.*pip install spconv"):
+        resolve_backend("spconv", "cpu")
+
+
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     spconv_backend._spconv.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "spconv.pytorch", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -84,9 +85,12 @@ class TimmBackbone(Backbone, Fusable):
         return self
 
     def fused(self) -> TimmBackbone:
-        """Folds normalisations into the convolutions before them."""
-        _fuse_norms(self.model, torch.rand(1, 3, 64, 64).to(self.mean))
-        _fuse_blocks(self.model)
+        """Folds normalisations into the convolutions before them, all or none of them."""
+        dtype = torch.promote_types(self.mean.dtype, torch.float32)
+        model = copy.deepcopy(self.model).to(dtype)
+        _fuse_norms(model, _probe().to(self.mean.device, dtype))
+        _fuse_blocks(model)
+        self.model = model.to(self.mean.dtype)
         return self
 
     def forward(
@@ -117,6 +121,11 @@ class TimmBackbone(Backbone, Fusable):
 _STRIDES = (4, *STRIDES)
 
 
+def _probe() -> Tensor:
+    """An image that tells what a network computes."""
+    return torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+
+
 @torch.no_grad()
 def _find_steps(model: nn.Module) -> list[list[str]] | None:
     """Finds the modules that, called one after the other, make each of the maps.
@@ -135,7 +144,7 @@ def _find_steps(model: nn.Module) -> list[list[str]] | None:
         if name in ends or name in [end.replace(".", "_") for end in ends]:
             steps.append([])
     steps.pop()
-    training, probe = model.training, torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    training, probe = model.training, _probe()
     model.eval()
     expected, found, x = model(probe), [], probe
     try:

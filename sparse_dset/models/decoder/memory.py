@@ -47,7 +47,9 @@ class Memory:
             background: ``[L, C]``, what a sample reads at a pruned site.
         """
         dtype = torch.promote_types(value.dtype, locations.dtype)
-        if self.whole and resolve_backend("auto", value.device, dtype) != "cpu":
+        # The gradient of ``grid_sample`` is not deterministic on a GPU.
+        any_order = not torch.are_deterministic_algorithms_enabled()
+        if self.whole and any_order and resolve_backend("auto", value.device, dtype) != "cpu":
             rows = value.split([support.num_sites for support in self.supports])
             maps = [
                 rows_to_map(part, *support.shape)
