@@ -34,8 +34,9 @@ def count_flops(
     """Counts what one forward pass in evaluation really multiplies.
 
     Matrix products and convolutions count: dense convolutions with all taps (also those on the
-    border's zeros), sparse ones with their existing pairs, attention in full. Elementwise
-    arithmetic, such as folding the normalisation into weights, costs nothing.
+    border's zeros), sparse ones, and in the inference form depthwise ones, with their existing
+    pairs, attention in full. Elementwise arithmetic, such as folding the normalisation into
+    weights, costs nothing.
 
     Args:
         model: left as it was.

@@ -26,7 +26,8 @@ def read_image(
     Args:
         path: the file; every format Pillow reads, any colour mode, 8 or 16 bits.
         size: (h, w) the annotations were drawn on. Where it is not that of the upright view but
-            that of the stored one, the annotations belong to the stored view, which is returned.
+            that of the stored one, the annotations belong to the stored view, which is returned
+            (not of TIFF files, which Pillow turns itself: there the picture is refused).
         max_pixels: largest height x width accepted; Pillow itself refuses more than 178,956,970.
 
     Returns:

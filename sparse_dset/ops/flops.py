@@ -1,7 +1,7 @@
 """FLOPs of the operators, by what is really multiplied (1 multiply-add = 2 FLOPs).
 
-Importing this module makes ``torch.utils.flop_counter.FlopCounterMode`` count the sparse
-convolutions. Their backward passes are ordinary operators, which it counts as they run.
+Importing this module makes ``torch.utils.flop_counter.FlopCounterMode`` count the operators of this
+project; what else runs in their backward passes it knows itself.
 """
 
 from __future__ import annotations
