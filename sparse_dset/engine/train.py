@@ -447,6 +447,8 @@ class Trainer:
         The losses of a pass are divided by its number of objects. By their share of the objects
         they add up to the losses of one large batch, in which every object weighs the same.
         """
+        if len(batches) == 1:
+            return [1.0]
         counts = [float(sum(len(t["labels"]) for t in batch.targets)) for batch in batches]
         counts = distributed.means(counts, self.device)
         return [max(count, 1.0) / max(sum(counts), 1.0) for count in counts]
