@@ -123,12 +123,14 @@ def check_command_line(
 def _check_flags(cfg: DictConfig, name: str, overrides: Sequence[str]) -> None:
     """Refuses words for settings that are on or off: "no" and "off" would count as on."""
     given = OverridesParser.create().parse_overrides(list(overrides))
-    words = {o.key_or_group for o in given if isinstance(o.value(), str)}
+    values = {o.key_or_group: OmegaConf.select(cfg, o.key_or_group) for o in given}
+    words = {key: value for key, value in values.items() if isinstance(value, str)}
+    if not words:
+        return
     choices = [o.input_line for o in given if (config_dir() / o.key_or_group).is_dir()]
     usual = compose(name, overrides=[choice for choice in choices if choice is not None])
-    for key in sorted(words):
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, str) and isinstance(OmegaConf.select(usual, key), bool):
+    for key, value in words.items():
+        if isinstance(OmegaConf.select(usual, key), bool):
             raise ValueError(f"{key} must be true or false, got {value!r}")
 
 

@@ -60,15 +60,6 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(value)
 
 
-def means(values: list[float], device: torch.device) -> list[float]:
-    """The mean of each value over the processes."""
-    if world_size() == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return (total / world_size()).tolist()
-
-
 def share_buffers(module: nn.Module) -> None:
     """Gives every process the buffers that the main process has."""
     if world_size() > 1:

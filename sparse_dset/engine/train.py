@@ -53,6 +53,7 @@ from sparse_dset.engine.randomness import (
     set_rng_state,
 )
 from sparse_dset.engine.resume import changed_settings
+from sparse_dset.losses.targets import mean_over_ranks
 from sparse_dset.models.detector import EXECUTIONS
 from sparse_dset.models.synced_norm import SyncedBatchNorm
 from sparse_dset.ops.costs import set_threads
@@ -450,8 +451,8 @@ class Trainer:
         if len(batches) == 1:
             return [1.0]
         counts = [float(sum(len(t["labels"]) for t in batch.targets)) for batch in batches]
-        counts = distributed.means(counts, self.device)
-        return [max(count, 1.0) / max(sum(counts), 1.0) for count in counts]
+        *own, whole = mean_over_ranks(torch.tensor([*counts, sum(counts)], device=self.device))
+        return [float(count / whole) for count in own]
 
     def _synced(self, is_last: bool) -> AbstractContextManager:
         """Processes exchange gradients once per optimizer step, in its last backward pass."""

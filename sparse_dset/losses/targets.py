@@ -113,7 +113,7 @@ def mean_over_ranks(total: Tensor) -> Tensor:
     """What a sum over the objects is divided by, so that each weighs the same in every process.
 
     Args:
-        total: a scalar that this process has summed up, e.g. its number of objects.
+        total: what this process has summed up, e.g. its number of objects; a scalar or several.
 
     Returns:
         The mean over all processes, at least 1, without a gradient.

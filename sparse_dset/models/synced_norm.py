@@ -20,6 +20,24 @@ def has_statistics(x: Tensor) -> bool:
     return x.numel() > x.shape[1] or SyncedBatchNorm.is_active()
 
 
+def norm_rows(
+    rows: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Does what ``F.batch_norm`` does to rows ``[N, C]``, of which there may be one or none.
+
+    Those that have no statistics are normalised by the running ones, where there are some.
+    """
+    fresh = training and (has_statistics(rows) or running_mean is None)
+    return F.batch_norm(rows, running_mean, running_var, weight, bias, fresh, momentum, eps)
+
+
 class SyncedBatchNorm(TorchFunctionMode):
     """Within it, every training batch normalisation takes the statistics of all processes.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_dset.models.layers import Place, add, conv2d, on_rows, pointwise
-from sparse_dset.models.synced_norm import has_statistics
+from sparse_dset.models.synced_norm import norm_rows
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 
 SupportedMap = SparseMap | MaskedMap
@@ -120,21 +120,8 @@ def _conv2d(
     return x.step(lambda m, onto: conv2d(m, weight, bias, step, onto), step)  # type: ignore[arg-type]
 
 
-def _batch_norm(
-    x: Flow,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Flow:
-    def normalise(rows: Tensor) -> Tensor:
-        fresh = training and (has_statistics(rows) or running_mean is None)
-        return F.batch_norm(rows, running_mean, running_var, weight, bias, fresh, momentum, eps)
-
-    return x.step(lambda m, _: on_rows(m, normalise), 1)
+def _batch_norm(x: Flow, *settings: Any, **named: Any) -> Flow:
+    return x.step(lambda m, _: on_rows(m, lambda rows: norm_rows(rows, *settings, **named)), 1)
 
 
 _LAYERS: dict[Callable, Callable[..., Flow]] = {torch.conv2d: _conv2d, F.batch_norm: _batch_norm}

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sparse_dset.models.synced_norm import has_statistics
+from sparse_dset.models.layers import on_rows
+from sparse_dset.models.synced_norm import norm_rows
+from sparse_dset.structures import MaskedMap, Support
 
 _MIXING = ("conv2d", "max_pool2d", "avg_pool2d", "dense_conv2d")
 
@@ -61,18 +63,16 @@ class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a functio
         weight: Tensor | None = None,
         bias: Tensor | None = None,
         training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
+        *rest: Any,
+        **named: Any,
     ) -> Tensor:
-        shared = running_mean, running_var, weight, bias
+        settings: tuple[Any, ...] = (running_mean, running_var, weight, bias, training, *rest)
         if not training:
-            return F.batch_norm(x, *shared, False, momentum, eps)
-        inside = self._mask(x).squeeze(1).bool()
-        rows = x.movedim(1, -1)[inside]
-        rows = F.batch_norm(rows, *shared, has_statistics(rows), momentum, eps)
-        out = rows.new_zeros(*inside.shape, x.shape[1])
-        out[inside] = rows
-        return out.movedim(-1, 1)
+            return F.batch_norm(x, *settings, **named)
+        inside = Support.from_mask(self._mask(x).squeeze(1).bool())
+        normalised = on_rows(MaskedMap(x, inside), lambda rows: norm_rows(rows, *settings, **named))
+        assert isinstance(normalised, MaskedMap)
+        return normalised.tensor
 
     def _mask(self, x: Tensor) -> Tensor:
         stride = round(self._pixels.shape[-1] / x.shape[-1])
