@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sparse_dset import build_detector
+from sparse_dset.models.decoder import memory
 from sparse_dset.ops import backend_problems, resolve_backend
 
 
@@ -32,3 +33,23 @@ def test_spconv_carries_the_sparse_execution() -> None:
 def test_unknown_backend_is_named() -> None:
     with pytest.raises(ValueError, match="tpu"):
         build_detector("nano", 3, ["ops.backend=tpu"], pretrained=False)
+
+
+def test_deterministic_algorithms_leave_grid_sample_out(monkeypatch):
+    """Its gradient is not deterministic on a GPU."""
+
+    def refuse(*_):
+        raise AssertionError("grid_sample runs")
+
+    model = build_detector("nano", 2, ["ops.backend=reference"], pretrained=False).eval()
+    images = torch.rand(1, 3, 64, 64)
+    expected = model(images, execution="dense").pred_logits
+    monkeypatch.setattr(memory, "dense_deform_attn", refuse)
+    with pytest.raises(AssertionError, match="grid_sample runs"):
+        model(images, execution="dense")
+    torch.use_deterministic_algorithms(True)
+    try:
+        out = model(images, execution="dense").pred_logits
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
