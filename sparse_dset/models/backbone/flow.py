@@ -56,6 +56,15 @@ class Flow:
     def __add__(self, other: Flow) -> Flow:
         return Flow(add(self.map, other.map), self.onto)  # type: ignore[arg-type]
 
+    def __mul__(self, factor: float) -> Flow:
+        if not isinstance(factor, int | float):
+            raise ValueError(
+                f"this backbone multiplies a map by a {type(factor).__name__}, {_NO_FORM}"
+            )
+        return self.step(lambda m, _: pointwise(m, lambda v: v * factor), 1)
+
+    __rmul__ = __mul__
+
     @classmethod
     def __torch_function__(
         cls,

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
 from sparse_dset.checks import check_list
 from sparse_dset.models.backbone.base import Backbone, channels_last
-from sparse_dset.models.backbone.flow import (
-    Flow,
-    check_same_convolution,
-    is_same_convolution,
-)
+from sparse_dset.models.backbone.flow import Flow
+from sparse_dset.models.backbone.folding import fold_norms, fuse_blocks
 from sparse_dset.models.geometry import STRIDES
-from sparse_dset.models.layers import FeatureMap, Fusable, fold_norm, fused_conv2d
-from sparse_dset.ops import ConvWeights, dense_conv2d, inverted_residual, worth_strips
-from sparse_dset.ops.activations import activate
+from sparse_dset.models.layers import FeatureMap, Fusable
 from sparse_dset.structures import Support
 
 
@@ -85,12 +75,12 @@ class TimmBackbone(Backbone, Fusable):
         return self
 
     def fused(self) -> TimmBackbone:
-        """Folds normalisations into the convolutions before them, all or none of them."""
+        """Folds normalisations into the convolutions before them, see ``fold_norms``."""
         dtype = torch.promote_types(self.mean.dtype, torch.float32)
-        model = copy.deepcopy(self.model).to(dtype)
-        _fuse_norms(model, _probe().to(self.mean.device, dtype))
-        _fuse_blocks(model)
-        self.model = model.to(self.mean.dtype)
+        self.model.eval().to(dtype)
+        fold_norms(self.model, _probe().to(self.mean.device, dtype))
+        fuse_blocks(self.model)
+        self.model.to(self.mean.dtype)
         return self
 
     def forward(
@@ -158,113 +148,6 @@ def _find_steps(model: nn.Module) -> list[list[str]] | None:
         model.train(training)
     same = len(found) == len(expected) and all(map(torch.equal, found, expected))
     return steps if same else None
-
-
-class _FusedConv2d(nn.Module):
-    """A convolution of any kind with its normalisation folded in and its activation."""
-
-    def __init__(self, conv: nn.Conv2d, norm: nn.Module, activation: str) -> None:
-        super().__init__()
-        weight, bias = fold_norm(conv.weight, norm, conv.bias)
-        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        self.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
-        self.stride, self.activation = conv.stride, activation
-        self._layout: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
-
-    @property
-    def is_same(self) -> bool:
-        """Whether ``dense_conv2d`` computes it."""
-        return is_same_convolution(self.weight, *self._layout)
-
-    def forward(self, x: Tensor | Flow) -> Tensor | Flow:
-        options = self.weight, self.bias, self.stride[0], self.activation
-        if isinstance(x, Flow):
-            check_same_convolution(self.weight, *self._layout)
-            return x.step(lambda m, onto: fused_conv2d(m, *options, onto), self.stride[0])
-        if self.is_same:
-            return dense_conv2d(x, *options)
-        out = F.conv2d(x, self.weight, self.bias, *self._layout)
-        return activate(out, self.activation, inplace=True)
-
-
-class _FusedInvertedResidual(nn.Module):
-    """timm's ``InvertedResidual`` of fused convolutions, in strips where its maps are large."""
-
-    def __init__(self, block: InvertedResidual) -> None:
-        super().__init__()
-        self.conv_pw, self.conv_dw, self.conv_pwl = block.conv_pw, block.conv_dw, block.conv_pwl
-        self.has_skip = block.has_skip
-
-    def forward(self, x: Tensor | Flow) -> Tensor | Flow:
-        layers = [self.conv_pw, self.conv_dw, self.conv_pwl]
-        expand, depthwise, project = (
-            ConvWeights(layer.weight, layer.bias, layer.activation)  # type: ignore[arg-type]
-            for layer in layers
-        )
-        if isinstance(x, Tensor) and worth_strips(x, expand):
-            out = inverted_residual(x, expand, depthwise, project, self.conv_dw.stride[0])  # type: ignore[index]
-            return out.add_(x) if self.has_skip else out
-        out = self.conv_pwl(self.conv_dw(self.conv_pw(x)))
-        return out + x if self.has_skip else out
-
-
-def _fuse_blocks(model: nn.Module) -> None:
-    """Replaces the inverted residual blocks that consist of nothing but fused convolutions."""
-    for name, block in list(model.named_modules()):
-        if not isinstance(block, InvertedResidual):
-            continue
-        convs = [block.conv_pw, block.conv_dw, block.conv_pwl]
-        others = [m for m in block.children() if m not in convs]
-        plain = all(isinstance(m, nn.Identity) for m in others)
-        if plain and all(isinstance(m, _FusedConv2d) and m.is_same for m in convs):
-            model.set_submodule(name, _FusedInvertedResidual(block))
-
-
-_ACTIVATION_NAMES = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
-
-
-def _fuse_norms(model: nn.Module, probe: Tensor) -> None:
-    """Folds each normalisation that reads a convolution's output into that convolution.
-
-    Which ones do is seen in a forward pass, not guessed from names.
-
-    Raises:
-        RuntimeError: the outputs changed: something else reads a convolution's output too.
-    """
-    model.eval()
-    expected = model(probe)
-    for conv_name, norm_name in _conv_norm_pairs(model, probe):
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        assert isinstance(conv, nn.Conv2d)
-        after = getattr(norm, "act", nn.Identity())  # timm's normalisations hold their activation
-        activation = _ACTIVATION_NAMES.get(type(after))
-        model.set_submodule(conv_name, _FusedConv2d(conv, norm, activation or "none"))
-        model.set_submodule(norm_name, nn.Identity() if activation else after)
-    for ours, theirs in zip(model(probe), expected, strict=True):
-        if not torch.allclose(ours, theirs, rtol=0, atol=1e-3 * float(theirs.abs().max())):
-            raise RuntimeError("normalisations of this backbone cannot be folded by order of calls")
-
-
-def _conv_norm_pairs(model: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
-    """Returns names of convolutions and of the normalisations that read their very outputs."""
-    produced: list[tuple[Tensor, str]] = []  # tensors are held, so that their identity is theirs
-    pairs: list[tuple[str, str]] = []
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d):
-
-                def record(_: nn.Module, __: Any, out: Tensor, name: str = name) -> None:
-                    produced.append((out, name))
-
-                stack.callback(module.register_forward_hook(record).remove)
-            elif isinstance(module, nn.BatchNorm2d):
-
-                def match(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                    pairs.extend((conv, name) for out, conv in produced if out is inputs[0])
-
-                stack.callback(module.register_forward_pre_hook(match).remove)
-        model(probe)
-    return pairs
 
 
 def packaged_weights(name: str, model: nn.Module) -> dict[str, Tensor]:
