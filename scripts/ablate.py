@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
@@ -24,16 +23,13 @@ from sparse_dset.analysis.ablation import (
 )
 from sparse_dset.analysis.table import read_rows
 from sparse_dset.checks import check_list, check_number
-from sparse_dset.config import (
-    build_from_config,
-    check_command_line,
-    check_config,
-    compose_config,
-)
+from sparse_dset.command_line import check_command_line, script
+from sparse_dset.config import build_from_config, check_config, compose_config
 from sparse_dset.engine.checkpoint import weights_name
 from sparse_dset.engine.loggers import append_row, environment, now
 from sparse_dset.engine.plan import check_plan
 from sparse_dset.engine.resume import lasting_settings
+from sparse_dset.overrides import text_override
 
 _TRAIN = Path(__file__).with_name("train.py")
 
@@ -64,7 +60,7 @@ def _train(arm: AblationArm, seed: int, base: list[str], folder: Path) -> None:
     Raises:
         RuntimeError: the training failed; the end of what it said.
     """
-    place = f"train.output_dir={folder}"
+    place = text_override("train.output_dir", folder)
     overrides = [*base, *arm.train, f"train.seed={seed}", place, "resume=true"]
     print(f"{arm.name}, seed {seed}: train.py {' '.join(overrides)}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +73,7 @@ def _train(arm: AblationArm, seed: int, base: list[str], folder: Path) -> None:
         raise RuntimeError(f"{arm.name}, seed {seed}: training failed: {said}")
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="ablate")
+@script("ablate")
 def main(cfg: DictConfig) -> None:
     """Runs what is missing, then prints the table of all rows."""
     plain = check_config(cfg)

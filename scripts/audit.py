@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
@@ -23,7 +22,8 @@ from sparse_dset.analysis.audit_report import format_audit, plot_audit
 from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, plan_arms
 from sparse_dset.analysis.subject import open_subject
 from sparse_dset.checks import check_number
-from sparse_dset.config import check_command_line, check_config
+from sparse_dset.command_line import check_command_line, script
+from sparse_dset.config import check_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row, now
 from sparse_dset.ops.costs import set_threads
@@ -40,7 +40,7 @@ def _write(folder: Path, kind: str, shared: dict[str, Any], rows: list[dict[str,
         append_row(folder / "results.jsonl", {"kind": kind, **shared, **row})
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="audit")
+@script("audit")
 def main(cfg: DictConfig) -> None:
     """Audits, prints the tables, and writes rows, tables, JSON and a picture."""
     plain = check_config(cfg)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
@@ -29,7 +28,8 @@ from sparse_dset.analysis.subject import (
     open_subject,
 )
 from sparse_dset.analysis.table import format_table, read_rows
-from sparse_dset.config import check_command_line, check_config
+from sparse_dset.command_line import check_command_line, script
+from sparse_dset.config import check_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row, now
 from sparse_dset.models.detector import Detector
@@ -79,7 +79,7 @@ def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name:
     print(f"{torch.get_num_threads()} threads; rows: {folder / 'comparisons.jsonl'}")
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
+@script("benchmark")
 def main(cfg: DictConfig) -> None:
     """Measures, and writes rows, a table and a plot."""
     plain = check_config(cfg)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import open_validation_set
 from sparse_dset.analysis.table import markdown_table
-from sparse_dset.config import check_command_line, check_config, with_pruner
+from sparse_dset.command_line import check_command_line, script
+from sparse_dset.config import check_config, with_pruner
 from sparse_dset.engine.calibrate import (
     calibrated,
     centres_kept,
@@ -38,7 +38,7 @@ def _check(plain: dict[str, Any]) -> None:
         raise ValueError(f"selector must be threshold or mass, got {plain['selector']!r}")
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="calibrate")
+@script("calibrate")
 def main(cfg: DictConfig) -> None:
     """Calibrates, writes the checkpoint and a row, and prints what is kept at some ratios."""
     set_threads(cfg.threads)

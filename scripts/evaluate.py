@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import check_run, open_validation_set
 from sparse_dset.analysis.table import markdown_table
-from sparse_dset.config import check_command_line, check_config
+from sparse_dset.command_line import check_command_line, script
+from sparse_dset.config import check_config
 from sparse_dset.engine.checkpoint import read_detector
 from sparse_dset.engine.distributed import is_main, process_group
 from sparse_dset.engine.evaluate import check_precision, evaluate, evaluation_loader
@@ -28,7 +28,7 @@ def _check(plain: dict[str, Any]) -> None:
     check_precision(plain["amp"])
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+@script("evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluates a checkpoint, prints the numbers and appends a row."""
     plain = check_config(cfg)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -14,7 +13,7 @@ from sparse_dset import load_detector
 from sparse_dset.analysis.benchmark import check_run
 from sparse_dset.analysis.visualize import draw_detections
 from sparse_dset.checks import check_number
-from sparse_dset.config import check_command_line
+from sparse_dset.command_line import check_command_line, script
 from sparse_dset.data.images import read_image
 from sparse_dset.engine.loggers import append_row
 
@@ -40,7 +39,7 @@ def _check(plain: dict[str, Any]) -> None:
     check_run([plain["execution"]], plain["keep_ratio"])
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
+@script("predict")
 def main(cfg: DictConfig) -> None:
     """Writes one drawn picture and one JSON row per picture."""
     pictures = find_pictures(Path(cfg.source))

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.report import make_report, read_all
-from sparse_dset.config import check_command_line, check_config
+from sparse_dset.command_line import check_command_line, script
+from sparse_dset.config import check_config
 
 
 def _paths(plain: dict[str, Any]) -> list[str]:
     return [plain["rows"]] if isinstance(plain["rows"], str) else list(plain["rows"])
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="report")
+@script("report")
 def main(cfg: DictConfig) -> None:
     """Reads the rows and writes report.html, report.md and the pictures of the latter."""
     plain = check_config(cfg)

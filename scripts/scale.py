@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import check_run, open_validation_set
@@ -19,7 +18,8 @@ from sparse_dset.analysis.scale import (
     summary_table,
 )
 from sparse_dset.checks import check_list, check_number
-from sparse_dset.config import check_command_line, check_config
+from sparse_dset.command_line import check_command_line, script
+from sparse_dset.config import check_config
 from sparse_dset.engine.checkpoint import read_detector
 from sparse_dset.engine.loggers import append_row, now
 from sparse_dset.ops.costs import set_threads
@@ -35,7 +35,7 @@ def _check(plain: dict[str, Any]) -> None:
         check_number(name, plain[name], at_least=least, whole=True)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="scale")
+@script("scale")
 def main(cfg: DictConfig) -> None:
     """Measures, prints a table and writes rows and a plot."""
     set_threads(cfg.threads)

@@ -10,16 +10,16 @@ import sys
 import time
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from sparse_dset.analysis.plot import plot_results
 from sparse_dset.analysis.sweep import check_job, failed_jobs, finished_jobs, run_job
 from sparse_dset.analysis.table import format_table, read_rows
-from sparse_dset.config import check_command_line
+from sparse_dset.command_line import check_command_line, script
+from sparse_dset.overrides import text_override
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="sweep")
+@script("sweep")
 def main(cfg: DictConfig) -> float | tuple[float, ...]:
     """Runs one job."""
     return run_job(cfg)
@@ -51,7 +51,7 @@ if __name__ == "__main__":
         output = Path(jobs[0]["output_dir"])
         # Two sweeps that start in the same second have folders of their own for hydra's files.
         own = output / "jobs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
-        sys.argv.append(f"hydra.sweep.dir={own}")
+        sys.argv.append(text_override("hydra.sweep.dir", own))
         try:
             main()
         finally:

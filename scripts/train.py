@@ -17,7 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import nn
 
-from sparse_dset.config import build_from_config, check_command_line, check_config
+from sparse_dset.command_line import check_command_line, script, task_overrides
+from sparse_dset.config import build_from_config, check_config
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.data.transforms import Mosaic
 from sparse_dset.engine import distributed
@@ -45,7 +46,7 @@ def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection | Non
 
 def _check_classes(cfg: DictConfig, names: list[str]) -> None:
     """Refuses classes that were asked for on the command line and are not those of the data."""
-    keys = {text.lstrip("+").split("=")[0] for text in HydraConfig.get().overrides.task}
+    keys = {text.lstrip("+").split("=")[0] for text in task_overrides()}
     of_data = {"num_classes": len(names), "class_names": names}
     for key, value in of_data.items():
         if f"model.{key}" in keys and cfg.model[key] != value:
@@ -64,7 +65,7 @@ def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
     return PeerDetector(model["num_classes"], pretrained, model["backbone"].get("frozen", ()))
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@script("train")
 def main(cfg: DictConfig) -> None:
     """Builds everything from the configuration and trains."""
     config = hydra.utils.instantiate(cfg.train)

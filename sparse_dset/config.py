@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sparse_dset.composition import check_complete, check_flags, explain, explain_unknown, leaves
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import check_keep_ratio
+from sparse_dset.overrides import as_written, escaped, is_path, parsed
+from sparse_dset.paths import expand_home
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -29,6 +31,7 @@ def package_file(path: str) -> str:
 
 
 OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
 
 
 def config_dir() -> Path:
@@ -46,32 +49,72 @@ def compose_config(
 
     Args:
         name: a file in conf, without its ending.
-        overrides: as on the command line.
+        overrides: as on the command line; paths and names need no quotes, see `as_written`.
         complete: refuse a configuration of which a value is still to be given.
 
     Raises:
         ValueError: an unknown group, option or key (the nearest known one is named), a value out of
             its range, or one that is missing.
     """
-    outer = GlobalHydra.instance().hydra  # the script's own, where a script composes another
+    written = as_written(overrides, nullable=nullable_settings(name))
+    given = read_overrides(name, written)
+    with hydra_of_conf():
+        try:
+            cfg = compose(name, overrides=written)
+            usual = _without_values(name, given)
+            check_flags(cfg, usual, given)
+            if complete:
+                check_complete(cfg, usual)
+            return check_config(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            usual = _without_values(name, given)
+            raise ValueError(explain(error, usual, written, given, options())) from error
+
+
+def read_overrides(name: str, arguments: Sequence[str]) -> list[Override]:
+    """Reads arguments as hydra does.
+
+    Args:
+        name: a file in conf, without its ending.
+        arguments: key=value, as `as_written` gives them.
+
+    Raises:
+        ValueError: one cannot be read; the message shows how it is quoted, or names the known key
+            that is nearest.
+    """
+    read, refused = [], []
+    for argument in arguments:
+        try:
+            read.append(parsed(argument))
+        except ValueError as error:
+            refused.append((argument, error))
+    if not refused:
+        return read
+    argument, reason = refused[0]
+    with hydra_of_conf():
+        usual = _without_values(name, read)
+    key = argument.partition("=")[0].lstrip("+~")
+    raise ValueError(explain_unknown(argument, key, usual, options()) or str(reason))
+
+
+@contextmanager
+def hydra_of_conf() -> Iterator[None]:
+    """Lets hydra compose configurations of conf; a script's own hydra is as it was afterwards."""
+    outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            try:
-                cfg = compose(name, overrides=list(overrides))
-                _check_flags(cfg, name, overrides)
-                if complete:
-                    _check_complete(cfg)
-                return check_config(cfg)
-            except (HydraException, OmegaConfBaseException) as error:
-                raise ValueError(_explain(error, name, overrides)) from error
+            yield
     finally:
         GlobalHydra.instance().hydra = outer
 
 
 def check_config(cfg: DictConfig) -> dict[str, Any]:
-    """Returns a composed configuration as a plain, resolved dict, after checks across groups."""
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    """Returns a composed configuration as a plain, resolved dict, after checks across groups.
+
+    A leading ``~`` of a path is the home folder.
+    """
+    plain = OmegaConf.to_container(with_home(cfg), resolve=True, throw_on_missing=False)
     assert isinstance(plain, dict)
     for holder in (plain, plain.get("model") or {}):
         pruner = holder.get("pruner") or {}
@@ -80,87 +123,47 @@ def check_config(cfg: DictConfig) -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
-def check_command_line(
-    name: str,
-    validate: Callable[[dict[str, Any]], object] = lambda cfg: None,
-    arguments: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
-    """Checks a script's command line, every value of a sweep included, before any job starts.
+def with_home(cfg: DictConfig) -> DictConfig:
+    """Returns a configuration with a leading ``~`` of every path replaced by the home folder."""
+    cfg = cfg.copy()
+    for key, _ in leaves(OmegaConf.to_container(cfg, resolve=False)):
+        if not is_path(key):
+            continue
+        value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(cfg, key, escaped(expand_home(value)))
+        elif isinstance(value, ListConfig):
+            paths = [expand_home(item) if isinstance(item, str) else item for item in value]
+            if paths != list(value):
+                OmegaConf.update(cfg, key, [escaped(path) for path in paths])
+    return cfg
 
-    Args:
-        name: the script's file in conf, without its ending.
-        validate: called with each configuration; raises ValueError for one that makes no sense.
-        arguments: default ``sys.argv[1:]``.
 
-    Returns:
-        The configurations that were checked: the first value of every sweep, then each other value
-        in turn; none where hydra is asked for something else, e.g. ``--help``.
+@cache
+def nullable_settings(name: str) -> frozenset[str]:
+    """Returns the settings of which ``conf/<name>.yaml`` says null, so that null is no text."""
+    file = config_dir() / f"{name}.yaml"
+    content = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    return frozenset(key for key, value in leaves(content) if value is None)
 
-    Raises:
-        SystemExit: something is wrong; its message says what and names the nearest key.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
-        return []  # --help, --cfg, --config-dir and so on are hydra's alone
+
+@cache
+def options() -> dict[str, list[str]]:
+    """Returns the groups of conf with their options."""
+    folders = [path for path in config_dir().rglob("*") if path.is_dir()]
+    return {
+        str(folder.relative_to(config_dir())): sorted(p.stem for p in folder.glob("[!_]*.yaml"))
+        for folder in folders
+    }
+
+
+def _without_values(name: str, given: Sequence[Override]) -> DictConfig:
+    """Composes what the same choices of groups give without any value of the command line."""
+    choices = [o.input_line for o in given if o.key_or_group in options()]
     try:
-        given = [_sweep_values(a) for a in arguments if "=" in a and not a.startswith("-")]
-        first = [values[0] for values in given]
-        jobs = [first] + [
-            [*first[:i], value, *first[i + 1 :]]
-            for i, values in enumerate(given)
-            for value in values[1:]
-        ]
-        checked = []
-        for overrides in jobs:
-            cfg = compose_config(name, overrides, complete=True)
-            validate(cfg)
-            checked.append(cfg)
-        return checked
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-def _check_flags(cfg: DictConfig, name: str, overrides: Sequence[str]) -> None:
-    """Refuses words for settings that are on or off: "no" and "off" would count as on."""
-    given = OverridesParser.create().parse_overrides(list(overrides))
-    values = {o.key_or_group: OmegaConf.select(cfg, o.key_or_group) for o in given}
-    words = {key: value for key, value in values.items() if isinstance(value, str)}
-    if not words:
-        return
-    choices = [o.input_line for o in given if (config_dir() / o.key_or_group).is_dir()]
-    usual = compose(name, overrides=[choice for choice in choices if choice is not None])
-    for key, value in words.items():
-        if isinstance(OmegaConf.select(usual, key), bool):
-            raise ValueError(f"{key} must be true or false, got {value!r}")
-
-
-def _check_complete(cfg: DictConfig) -> None:
-    """Names the first value that is still to be given."""
-    for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
-        if value == "???":
-            raise ValueError(f"{key} must be given: {key}=...")
-
-
-def leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Gives the dotted name and the value of whatever is no dict in nested dicts."""
-    if not isinstance(node, dict):
-        yield prefix.removesuffix("."), node
-        return
-    for key, value in node.items():
-        yield from leaves(value, f"{prefix}{key}.")
-
-
-def _sweep_values(text: str) -> list[str]:
-    """An override, or one for each value of a sweep; of an interval its ends."""
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()  # glob(...) asks it for the choices
-    (override,) = OverridesParser.create(config_loader=loader).parse_overrides([text])
-    key, value = override.get_key_element(), override.value()
-    if isinstance(value, IntervalSweep):
-        return [f"{key}={value.start}", f"{key}={value.end}"]
-    if not override.is_discrete_sweep():
-        return [text]
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        return compose(name, overrides=[line for line in choices if line is not None])
+    except (HydraException, OmegaConfBaseException):  # one of the choices is at fault
+        return compose(name)
 
 
 def with_pruner(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,31 +210,3 @@ def build_detector(
         "detector", [f"model={name}", f"model.num_classes={num_classes}", *overrides]
     )
     return build_from_config(cfg, pretrained=pretrained)
-
-
-def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
-    """Adds the nearest known key to hydra's message about an override that it refused."""
-    known = _known_keys(OmegaConf.to_container(compose(name), resolve=False))
-    groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
-    for override in overrides:
-        key = override.lstrip("+~").split("=")[0]
-        close = _nearest(key, [*known, *groups])
-        if key not in known and key.split("/")[0] not in groups and close:
-            return f"{error}\n{key!r} is not known here; did you mean {close!r}?"
-    return str(error)
-
-
-def _nearest(key: str, known: Sequence[str]) -> str | None:
-    """Finds the known key that is most like one, which may lack its groups."""
-    last_parts = {name.rpartition(".")[2]: name for name in reversed(known)}
-    close = difflib.get_close_matches(key, known, n=1)
-    close += [last_parts[k] for k in difflib.get_close_matches(key, last_parts, n=1, cutoff=0.5)]
-    return close[0] if close else None
-
-
-def _known_keys(node: object, prefix: str = "") -> list[str]:
-    """Lists the dotted names of all keys of nested dicts."""
-    if not isinstance(node, dict):
-        return []
-    own = [f"{prefix}{key}" for key in node]
-    return own + [name for k, v in node.items() for name in _known_keys(v, f"{prefix}{k}.")]

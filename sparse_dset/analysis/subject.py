@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparse_dset.analysis.benchmark import find_validation_set, sample_images
 from sparse_dset.checks import check_number
+from sparse_dset.command_line import task_overrides
 from sparse_dset.config import build_from_config
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.calibrate import calibrated
@@ -168,7 +169,7 @@ def model_overrides() -> list[str]:
     """Returns what the command line says about the model, but for the keep ratio."""
     return [
         text
-        for text in HydraConfig.get().overrides.task
+        for text in task_overrides()
         if text.lstrip("+~").split("=")[0].split(".")[0] in ("model", "pruner", "losses")
         and not text.startswith("pruner.keep_ratio=")
     ]

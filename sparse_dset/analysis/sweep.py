@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import to_absolute_path
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, evaluate_arm, measure
 from sparse_dset.analysis.subject import open_subject, selection_of
 from sparse_dset.analysis.table import Row, read_rows
 from sparse_dset.checks import check_number
+from sparse_dset.command_line import task_overrides
 from sparse_dset.config import build_from_config, check_config
 from sparse_dset.engine.checkpoint import weights_name
 from sparse_dset.engine.distributed import process_group
@@ -27,20 +28,22 @@ from sparse_dset.ops.costs import set_threads
 _HOW_TO_RUN = ("output_dir", "resume", "objectives")
 """Settings that do not change what a job measures."""
 
-_PATHS = ("output_dir", "checkpoint", "data.root")
+_PATHS = ("output_dir", "checkpoint", "root", "annotations")
 
 
-def with_absolute_paths(cfg: DictConfig) -> DictConfig:
+def with_absolute_paths(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a job's configuration with paths that hold wherever a launcher runs it.
 
     Relative ones count from the folder in which the sweep was started.
     """
-    cfg = cfg.copy()
-    for key in _PATHS:
-        value = OmegaConf.select(cfg, key)
-        if value is not None:
-            OmegaConf.update(cfg, key, to_absolute_path(str(value)))
-    return cfg
+    return {
+        key: with_absolute_paths(value)
+        if isinstance(value, Mapping)
+        else to_absolute_path(value)
+        if key in _PATHS and value is not None
+        else value
+        for key, value in plain.items()
+    }
 
 
 def job_id(plain: Mapping[str, Any]) -> str:
@@ -74,12 +77,11 @@ def run_job(cfg: DictConfig) -> float | tuple[float, ...]:
         Exception: whatever went wrong, after its row is written.
     """
     hydra_config = HydraConfig.get()
-    overrides, sweep = list(hydra_config.overrides.task), Path(hydra_config.sweep.dir).name
-    cfg = with_absolute_paths(cfg)
-    file = Path(cfg.output_dir) / "results.jsonl"
+    overrides, sweep = task_overrides(), Path(hydra_config.sweep.dir).name
+    file = Path(to_absolute_path(cfg.output_dir)) / "results.jsonl"
     shared: dict[str, Any] = {"overrides": overrides, "sweep": sweep}
     try:
-        plain = check_config(cfg)
+        plain = with_absolute_paths(check_config(cfg))
         shared["job"] = job_id(plain)
         rows = read_rows(file) if file.exists() else []
         known = rows if plain["resume"] else [row for row in rows if row.get("sweep") == sweep]

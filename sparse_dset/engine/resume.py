@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_dset.config import leaves
+from sparse_dset.composition import leaves
 
 # Where things lie, and how a run is watched, stopped and spread: what is learnt does not depend on
 # it.

@@ -25,7 +25,7 @@ from sparse_dset.analysis.benchmark import (
     plan_arms,
     sample_images,
 )
-from sparse_dset.config import check_command_line
+from sparse_dset.command_line import check_command_line
 from sparse_dset.models.pruner import Threshold
 
 SCRIPTS = Path(benchmark.__file__).resolve().parents[2] / "scripts"

@@ -22,7 +22,8 @@ from sparse_dset.analysis.sweep import (
     job_id,
     read_objectives,
 )
-from sparse_dset.config import check_command_line, compose_config
+from sparse_dset.command_line import check_command_line
+from sparse_dset.config import compose_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sweep.py"
 QUICK = ["model=nano", "size=[64,96]", "warmup=1", "repeats=1", "threads=1"]

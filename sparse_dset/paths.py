@@ -1,0 +1,31 @@
+"""Paths as people write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def expand_home(path: str | Path) -> str:
+    """Returns a path with a leading ``~`` or ``~user`` replaced by the home folder.
+
+    Args:
+        path: as it was written; only its beginning is looked at.
+
+    Raises:
+        ValueError: it begins with ``~`` and a name, and there is neither a user nor a file of that
+            name.
+    """
+    text = str(path)
+    if not text.startswith("~"):
+        return text
+    expanded = os.path.expanduser(text)
+    if not expanded.startswith("~"):
+        return expanded
+    if os.path.lexists(text):
+        return os.path.abspath(text)
+    user = text[1:].split("/")[0]
+    raise ValueError(
+        f"{text} begins with ~, the home folder, but no user is called {user!r}; write ./{text} "
+        "for a name that begins with ~"
+    )

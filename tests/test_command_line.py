@@ -1,0 +1,134 @@
+"""Command lines as they reach the jobs of the scripts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparse_dset.command_line import check_command_line
+from sparse_dset.config import compose_config, config_dir
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+NAMES = sorted(path.stem for path in config_dir().glob("*.yaml") if path.stem != "detector")
+
+
+def _run(
+    name: str, *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | environment,
+    )
+
+
+def _refused(name: str, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as refused:
+        check_command_line(name, arguments=arguments)
+    return str(refused.value)
+
+
+COCO = ["data=coco", "data.root=/x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        (["data.train.root=/x/images"], {"data.train.root": "/x/images"}),
+        (["data.train.root=/y (1)", "data.val.annotations=/a,b.json"], {}),
+        (["++data.train.root=/x/images"], {"data.train.root": "/x/images"}),
+        (["data.train.root=${data.root}/images"], {"data.train.root": "/x/images"}),
+        (["data.train.transforms.size=[64,64]"], {"data.train.transforms.size": [64, 64]}),
+        (["model.decoder.in_channels=256", "losses.width=256"], {"losses.width": 256}),
+        (["data.val=null"], {"data.val": None}),
+        (["data.train.transforms=null"], {"data.train.transforms": None}),
+        (["~data.train.transforms.zoom_out"], {}),
+        (["+data.test.root=/y"], {"data.test.root": "/y"}),
+        (["train.pruning={warmup_epochs:3}"], {"train.pruning.warmup_epochs": 3}),
+    ],
+)
+def test_values_that_others_are_made_of_and_that_are_made_of_others(
+    arguments: list[str], changed: dict[str, object]
+) -> None:
+    for order in ([*COCO, *arguments], [*arguments, *COCO]):
+        (plain,) = check_command_line("train", arguments=order)
+        for key, value in changed.items():
+            node: object = plain
+            for part in key.split("."):
+                node = node[part]  # type: ignore[index]
+            assert node == value
+
+
+def test_what_nothing_is_made_of_any_more_need_not_be_given() -> None:
+    given = [
+        f"data.{part}.{key}=/x" for part in ("train", "val") for key in ("root", "annotations")
+    ]
+    assert check_command_line("train", arguments=["data=coco", *given])
+    assert "data.root must be given" in _refused("train", "data=coco", *given[1:])
+    assert "data.root must be given" in _refused("train", "data=coco", "data.train.root=/x")
+    message = _refused("train", "data=coco", "data.train.root=${data.root}/x", *given[1:])
+    assert "data.root must be given" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sorce=photo.png"], "sorce=photo.png: 'sorce' is not known here; did you mean 'source'"),
+        (["sorce=photo (1).png"], "sorce=photo (1).png: 'sorce' is not known here; did you mean"),
+        (["~treshold"], "~treshold: 'treshold' is not known here; did you mean 'threshold'"),
+        (["source=my", "photo.png"], "photo.png is no setting: one is written key=value, and"),
+        (["source=my", "photo.png"], "quoted: 'source=my photo.png'"),
+        (["threshold=0.1,0.2"], "threshold=0.1,0.2 holds several values: start the script with -m"),
+        (["output_dir=${sorce}"], "output_dir=${sorce}"),
+        (["device=cüda"], "device=cüda: the value cannot be read"),
+        (["device=cüda"], "as text it is written 'device=\"cüda\"'"),
+        (["source=~nobody-here/x"], "source=~nobody-here/x: "),
+        (["show_kept=off"], "show_kept must be true or false, got 'off'"),
+    ],
+)
+def test_messages_name_the_argument(arguments: list[str], message: str) -> None:
+    assert message in _refused("predict", "checkpoint=x.pt", "source=x.png", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "model=nanoo",
+            "model=nanoo: there is no such file in conf/model; did you mean model=nano",
+        ),
+        ("dta=synthetic", "dta=synthetic: 'dta' is not known here; did you mean 'data'"),
+        ("data.train_splt=x", "did you mean 'data.train_split'"),
+        ("model.pruner.halo=1", "did you mean 'pruner.halo'"),
+    ],
+)
+def test_the_nearest_option_or_key_is_named(argument: str, message: str) -> None:
+    assert message in _refused("train", "data=synthetic", argument)
+
+
+def test_help_and_hydras_own_flags_pass() -> None:
+    assert check_command_line("predict", arguments=["--help"]) == []
+    assert check_command_line("predict", arguments=["--cfg", "job"]) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_home_in_a_file_of_conf_is_expanded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written in a yaml file, or comes from the environment, is no argument."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "~/place (1)")
+    key = "train.output_dir" if name == "train" else "output_dir"
+    data = ["data=coco", "data.root=${oc.env:PLACE}"] if name == "train" else []
+    plain = compose_config(name, [f"{key}=${{oc.env:PLACE}}", *data])
+    place = str(tmp_path / "place (1)")
+    assert (plain["train"] if name == "train" else plain)["output_dir"] == place
+    if data:
+        assert plain["data"]["train"]["root"] == f"{place}/train2017"
