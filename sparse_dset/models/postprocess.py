@@ -29,7 +29,8 @@ def select_detections(
 
     Returns:
         Per image ``scores`` float32 ``[N]`` in [0, 1], best first, ``labels`` int64 ``[N]`` and
-        ``boxes`` float32 ``[N, 4]``, xyxy in pixels, with N <= max_detections.
+        ``boxes`` float32 ``[N, 4]``, xyxy in pixels, with N <= max_detections. Boxes are cut off
+        where their image ends, so 0 <= x1 <= x2 <= w and 0 <= y1 <= y2 <= h.
 
     Raises:
         ValueError: the number of sizes is not B, or ``max_detections`` is below 1.
@@ -45,9 +46,9 @@ def select_detections(
     count = min(max_detections, num_queries * num_classes)
     best, pairs = logits.flatten(1).topk(count, dim=1)
     queries, labels = pairs // num_classes, pairs % num_classes
-    corners = (
-        box_convert(pred_boxes.float(), "cxcywh", "xyxy") * sizes.flip(1).repeat(1, 2)[:, None]
-    )
+    limits = sizes.flip(1).repeat(1, 2)[:, None]
+    corners = box_convert(pred_boxes.float(), "cxcywh", "xyxy") * limits
+    corners = torch.minimum(corners.clamp(min=0.0), limits)
     boxes = corners.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4))
     scores, real = best.sigmoid(), best != -torch.inf
     return [

@@ -18,6 +18,31 @@ def test_the_best_pairs_come_first_in_pixels():
     assert found["labels"].dtype == torch.int64
 
 
+@pytest.mark.parametrize(
+    ("box", "size", "wanted"),
+    [
+        ([0.02, 0.5, 0.2, 0.2], (100, 200), [0, 40, 24, 60]),
+        ([0.5, 0.99, 0.5, 0.2], (100, 200), [50, 89, 150, 100]),
+        ([0.5, 0.5, 1.0, 1.0], (37, 53), [0, 0, 53, 37]),
+        ([0.9, 0.1, 1.0, 1.0], (1, 3), [1.2, 0, 3, 0.6]),
+        ([-0.5, 1.5, 0.2, 0.2], (100, 200), [0, 100, 0, 100]),  # wholly outside
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_boxes_end_where_their_image_ends(box, size, wanted, dtype):
+    first, second = select_detections(
+        LOGITS[:, :1].repeat(2, 1, 1),
+        torch.tensor([[[0.5, 0.5, 3.0, 3.0]], [box]], dtype=dtype),
+        [(10, 20), size],
+    )
+    assert first["boxes"][0].tolist() == [0, 0, 20, 10]
+    found = second["boxes"][0]
+    assert torch.allclose(found, torch.tensor(wanted, dtype=torch.float32), atol=0.5)
+    assert (found >= 0).all()
+    assert (found[:2] <= found[2:]).all()
+    assert (found[2:] <= torch.tensor(size[::-1])).all()
+
+
 def test_every_image_has_its_own_size():
     sizes = torch.tensor([[100, 200], [40, 10]])
     first, second = select_detections(LOGITS.repeat(2, 1, 1), BOXES.repeat(2, 1, 1), sizes)
@@ -51,6 +76,8 @@ def test_numbers_that_are_not_finite_are_not_hidden():
     logits[0, 0, 0] = float("nan")
     (found,) = select_detections(logits, BOXES, [(100, 200)], query_mask=torch.ones(1, 2) > 0)
     assert found["scores"].isnan().sum() == 1
+    (found,) = select_detections(LOGITS, BOXES * torch.nan, [(100, 200)])
+    assert found["boxes"].isnan().all()
 
 
 @pytest.mark.parametrize("sizes", [[], [(100, 200)] * 2, [100, 200]])
