@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset.checks import check_number, check_size
+from sparse_dset.data.pixels import wrong_range
 from sparse_dset.losses.losses import Losses
 from sparse_dset.losses.targets import pad_targets
 from sparse_dset.models.backbone import Backbone
@@ -127,7 +129,9 @@ class Detector(nn.Module):
         """Detects objects.
 
         Args:
-            images: ``[B, 3, H, W]`` in [0, 1]; padded here to multiples of 32.
+            images: ``[B, 3, H, W]`` in [0, 1], not normalised: mean and deviation are the
+                backbone's own. Padded here to multiples of 32. On a CPU, values that can't be
+                pixels are warned of; ``predict`` refuses them.
             targets: one per image, with ``labels`` int64 ``[G]`` and ``boxes`` ``[G, 4]`` (cxcywh
                 in [0, 1] of the image without padding); gives ``losses``.
             padding_mask: bool ``[B, H, W]``, True = padding, at the right and bottom only. What is
@@ -234,8 +238,17 @@ class Detector(nn.Module):
         return self.pruner.ranked(self.pruner.score(early, valid)), valid
 
     def _as_weights(self, images: Tensor) -> Tensor:
-        """Images in the precision of the weights."""
-        return images.to(next(self.parameters()).dtype) if images.is_floating_point() else images
+        """Images in the precision of the weights; warns of what can't be pixels.
+
+        Training has its images from ``collate``, and on a GPU a look at them would wait for it.
+        """
+        if not images.is_floating_point():
+            return images  # refused where the batch is padded
+        on_cpu = images.device.type == "cpu" and not torch.compiler.is_compiling()
+        wrong = wrong_range(images) if on_cpu and not self.training and images.numel() else None
+        if wrong is not None:
+            warnings.warn(wrong, stacklevel=4)
+        return images.to(next(self.parameters()).dtype)
 
     def predict(
         self, images: Sequence[Picture], threshold: float = 0.3, **options: Any

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sparse_dset.checks import check_number
 from sparse_dset.data.images import read_image, upright_tensor
+from sparse_dset.data.pixels import as_pixels
 from sparse_dset.models.modes import evaluation
 from sparse_dset.models.postprocess import select_detections
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from sparse_dset.models.detector import Detector
 
 Picture = str | Path | Image.Image | Tensor
-
-_BRIGHTEST = 1.5  # resizing may overshoot 1 a little; far above it are values in 0..255
 
 
 class Detections(TypedDict):
@@ -59,7 +58,7 @@ def predict(
     Raises:
         ImageReadError: a file cannot be read; the message names it.
         ValueError: the threshold or the batch size is out of range, ``images`` is a single path,
-            or a tensor is no image.
+            or a tensor is no image (see ``data.pixels.as_pixels``).
         RuntimeError: a score or a box is not a number.
     """
     if isinstance(images, (str, Path, Image.Image, Tensor)):
@@ -116,13 +115,4 @@ def _to_tensor(picture: Picture) -> Tensor:
         raise ValueError(
             f"an image must be a path, a PIL image or a tensor, got a {type(picture).__name__}"
         )
-    if picture.dim() != 3 or picture.shape[0] != 3 or not picture.numel():
-        raise ValueError(f"an image tensor must be [3, H, W], got {tuple(picture.shape)}")
-    if picture.dtype != torch.uint8 and not picture.is_floating_point():
-        raise ValueError(f"an image tensor must be uint8 or float, got {picture.dtype}")
-    if picture.is_floating_point() and picture.amax() > _BRIGHTEST:
-        raise ValueError(
-            f"a float image must be in [0, 1], got a maximum of {float(picture.amax()):g}; divide "
-            "by 255, or give uint8"
-        )
-    return picture
+    return as_pixels(picture)

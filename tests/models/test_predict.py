@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ def test_an_open_picture_gives_what_its_file_gives(model: Detector, tmp_path: Pa
     [
         (torch.zeros(3, 9, 9, dtype=torch.int64), "uint8 or float, got torch.int64"),
         (torch.full((3, 9, 9), 200.0), "maximum of 200; divide by 255"),
-        (torch.zeros(1, 9, 9), r"\[3, H, W\], got \(1, 9, 9\)"),
+        (torch.zeros(1, 9, 9), r"\[3, H, W\], got \(1, 9, 9\); grey .* x.expand"),
+        (torch.rand(3, 9, 9) * 2 - 1, r"minimum of -0.9.* by \(x \+ 1\) / 2"),
         (torch.zeros(3, 9, 9).numpy(), "a path, a PIL image or a tensor, got a ndarray"),
     ],
 )
@@ -76,8 +78,30 @@ def test_what_is_no_image_is_refused(model: Detector, image, message: str) -> No
 
 
 def test_what_is_no_number_is_not_nothing(model: Detector) -> None:
+    broken = copy.deepcopy(model)
+    next(broken.encoder.parameters()).data.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="scores or boxes of Tensor are not finite"):
-        model.predict([torch.full((3, 40, 40), torch.nan)])
+        broken.predict([torch.zeros(3, 40, 40)], execution="dense")
+
+
+@pytest.mark.parametrize("call", ["forward", "score_tokens"])
+def test_the_forward_pass_warns_of_what_cannot_be_pixels(model: Detector, call: str) -> None:
+    image = torch.rand(1, 3, 40, 40)
+    run = getattr(model.eval(), call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(image)
+    for wrong in (image * 2 - 1, image * 255, (image - 0.45) / 0.22):
+        with pytest.warns(UserWarning, match=r"must be in \[0, 1\], got a minimum of"):
+            run(wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_floating_type_of_pixels_is_taken(model: Detector, dtype: torch.dtype) -> None:
+    image = torch.randint(256, (3, 50, 70)) / 255
+    (wanted,) = model.predict([image.to(dtype).float()], threshold=0.0)
+    (found,) = model.predict([image.to(dtype)], threshold=0.0)
+    assert torch.equal(found["boxes"], wanted["boxes"])
 
 
 def test_weights_in_another_precision(model: Detector, picture: Path) -> None:
