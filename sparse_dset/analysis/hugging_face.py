@@ -19,6 +19,7 @@ from transformers import (
     TimmBackboneConfig,
 )
 
+from sparse_dset.losses.totals import StepTotals
 from sparse_dset.models.backbone.timm_backbone import packaged_weights
 from sparse_dset.models.geometry import STRIDES
 
@@ -129,6 +130,7 @@ class PeerOutput:
     num_kept: Tensor
     num_tokens: Tensor
     losses: dict[str, Tensor]
+    totals: dict[str, Tensor]
 
 
 class PeerDetector(nn.Module):
@@ -170,6 +172,7 @@ class PeerDetector(nn.Module):
         execution: str | None = "dense",
         keep_ratio: float | None = None,
         progress: float = 1.0,
+        totals: Mapping[str, Tensor] | None = None,
     ) -> PeerOutput:
         """Detects objects, see ``Detector.forward``; nothing is pruned.
 
@@ -180,11 +183,16 @@ class PeerDetector(nn.Module):
             raise ValueError(f"the peer runs dense only, got execution={execution!r}")
         if padding_mask is not None and padding_mask.any():
             raise ValueError("the peer needs images of one size: set data.size to what all have")
-        labels = None
+        labels, step = None, StepTotals(totals)
         if targets is not None:
             names = {"class_labels": "labels", "boxes": "boxes"}
             labels = [{new: target[name] for new, name in names.items()} for target in targets]
         out = self.network(pixel_values=(images - 0.5) / 0.5, labels=labels)
+        losses = {}
+        if targets is not None:
+            # Hugging Face divides by the objects of the batch; a step may have more batches.
+            own = out.loss.new_tensor(float(sum(len(target["labels"]) for target in targets)))
+            losses["loss"] = out.loss * own.clamp(min=1.0) / step.divisor("objects", own)
         height, width = images.shape[-2:]
         cells = [[height // s * (width // s) for s in STRIDES]] * len(images)
         tokens = torch.tensor(cells, device=images.device)
@@ -194,7 +202,8 @@ class PeerDetector(nn.Module):
             torch.ones(out.logits.shape[:2], dtype=torch.bool, device=images.device),
             tokens,
             tokens,
-            {} if labels is None else {"loss": out.loss},
+            losses,
+            step.own,
         )
 
 

@@ -53,7 +53,8 @@ from sparse_dset.engine.randomness import (
     set_rng_state,
 )
 from sparse_dset.engine.resume import changed_settings
-from sparse_dset.losses.targets import mean_over_ranks
+from sparse_dset.engine.step_values import PassNumbers, step_values
+from sparse_dset.losses.totals import over_the_step
 from sparse_dset.models.detector import EXECUTIONS
 from sparse_dset.models.synced_norm import SyncedBatchNorm
 from sparse_dset.ops.costs import set_threads
@@ -120,8 +121,10 @@ class TrainConfig:
         output_dir: folder of ``last.pt``, ``best.pt``, ``results.jsonl`` and ``tensorboard/``.
         epochs: length of the training, and of the learning-rate schedule.
         batch_size: images per process and forward pass.
-        accumulate: forward passes per optimizer step. Objects weigh the same in all of them, as in
-            one large batch; BatchNorm takes the statistics of each alone.
+        accumulate: forward passes per optimizer step. Their losses and gradients add up to those of
+            one large batch; but BatchNorm takes the statistics, and a selector that ranks a batch
+            as a whole the tokens, of each alone. What the losses are divided by is known once all
+            of the step's images have been seen: they pass twice, the first time without gradients.
         num_workers: loader processes; 0 loads in the training process.
         execution: how the model runs once pruning has set in; None as the model is configured.
         pruning: how pruning sets in.
@@ -429,30 +432,38 @@ class Trainer:
         keep_ratio = self.config.pruning.keep_ratio(self.config.seed, self.step)
         if self.config.freeze_statistics and progress > 0:
             _freeze_statistics(self.model)
-        values: dict[str, float] = {}
-        for position, (batch, share) in enumerate(zip(batches, self._shares(batches), strict=True)):
+        totals = self._totals(batches, progress, keep_ratio)
+        passes = []
+        for position, batch in enumerate(batches):
             with self._synced(position == len(batches) - 1):
-                loss, parts = self._losses(batch, progress, keep_ratio)
-                self.scaler.scale(loss * share).backward()
-            for name, value in parts.items():
-                values[name] = values.get(name, 0.0) + value / len(batches)
+                loss, numbers = self._losses(batch, progress, keep_ratio, totals)
+                self.scaler.scale(loss).backward()
+            passes.append(numbers)
+        values = step_values(passes)
         values["lr"] = self.optimizer.param_groups[0]["lr"]
         values["progress"] = progress
         values["grad_norm"] = self._update(batches)
         self.step += 1
         return values
 
-    def _shares(self, batches: list[Batch]) -> list[float]:
-        """What each forward pass weighs in its step.
+    @torch.no_grad()
+    def _totals(
+        self, batches: list[Batch], progress: float, keep_ratio: float | None
+    ) -> dict[str, Tensor] | None:
+        """What the losses of several forward passes are divided by, counted in all of them.
 
-        The losses of a pass are divided by its number of objects. By their share of the objects
-        they add up to the losses of one large batch, in which every object weighs the same.
+        It depends on what the network says: the cells that it keeps, the experts that it chooses,
+        the boxes that fit. A single pass counts for itself.
         """
         if len(batches) == 1:
-            return [1.0]
-        counts = [float(sum(len(t["labels"]) for t in batch.targets)) for batch in batches]
-        *own, whole = mean_over_ranks(torch.tensor([*counts, sum(counts)], device=self.device))
-        return [float(count / whole) for count in own]
+            return None
+        distributed.share_buffers(self.model)  # as the first of the passes does
+        random, buffers = rng_state(), [buffer.clone() for buffer in self.model.buffers()]
+        passes = [self._run(self.model, batch, progress, keep_ratio).totals for batch in batches]
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        set_rng_state(random)
+        return over_the_step(passes)
 
     def _synced(self, is_last: bool) -> AbstractContextManager:
         """Processes exchange gradients once per optimizer step, in its last backward pass."""
@@ -461,35 +472,49 @@ class Trainer:
         return self.network.no_sync()
 
     def _losses(
-        self, batch: Batch, progress: float, keep_ratio: float | None
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The total loss, and every term, the total and the kept shares as numbers."""
+        self,
+        batch: Batch,
+        progress: float,
+        keep_ratio: float | None,
+        totals: dict[str, Tensor] | None,
+    ) -> tuple[Tensor, PassNumbers]:
+        """The total loss of a forward pass, and what is printed of it."""
+        out = self._run(self.network, batch, progress, keep_ratio, totals)
+        terms = list(out.losses.values())
+        if not terms:
+            raise ValueError("the model returned no losses; out.losses must have at least one term")
+        total = torch.stack([term.float() for term in terms]).sum()
+        numbers = torch.stack([t.detach().float() for t in terms]).tolist()
+        losses = dict(zip(out.losses, numbers, strict=True))
+        _check_finite(losses, batch)
+        return total, PassNumbers(
+            losses, out.num_kept.sum(0).tolist(), out.num_tokens.sum(0).tolist()
+        )
+
+    def _run(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        progress: float,
+        keep_ratio: float | None,
+        totals: dict[str, Tensor] | None = None,
+    ) -> Any:
+        """The output of a forward pass, with its losses."""
         enabled = self.config.amp != "off"
         synced = SyncedBatchNorm() if self.config.sync_statistics else nullcontext()
         with (
             synced,
             torch.autocast(self.device.type, AMP_DTYPES.get(self.config.amp), enabled=enabled),
         ):
-            out = self.network(
+            return network(
                 batch.images,
                 batch.targets,
                 padding_mask=batch.padding_mask,
                 execution=self.config.execution if progress > 0 else "dense",
                 keep_ratio=keep_ratio,
                 progress=progress,
+                totals=totals,
             )
-        terms = list(out.losses.values())
-        if not terms:
-            raise ValueError("the model returned no losses; out.losses must have at least one term")
-        total = torch.stack([term.float() for term in terms]).sum()
-        kept = out.num_kept.sum(0) / out.num_tokens.sum(0).clamp(min=1)
-        numbers = torch.cat(
-            [torch.stack([t.detach().float() for t in terms]), kept.float()]
-        ).tolist()
-        losses = dict(zip(out.losses, numbers, strict=False))
-        _check_finite(losses, batch)
-        shares = {f"kept_s{i + 3}": share for i, share in enumerate(numbers[len(terms) :])}
-        return total, {"loss": sum(losses.values()), **losses, **shares}
 
     def _update(self, batches: list[Batch]) -> float:
         """Clips and applies the gradients; gives their norm before the clipping."""

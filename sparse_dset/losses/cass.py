@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.checks import check_number
-from sparse_dset.losses.targets import PaddedTargets, mean_over_ranks
+from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.losses.totals import StepTotals
 from sparse_dset.losses.varifocal import negative_weight
 
 Shape = Literal["gaussian", "linear"]
@@ -130,7 +131,13 @@ class CassLoss(nn.Module):
         self.balanced = balanced
 
     def forward(
-        self, token_scores: Tensor, valid: Tensor, targets: PaddedTargets, extents: Tensor
+        self,
+        token_scores: Tensor,
+        valid: Tensor,
+        targets: PaddedTargets,
+        extents: Tensor,
+        totals: StepTotals | None = None,
+        name: str = "cass",
     ) -> Tensor:
         """Returns the weighted loss, divided by what the targets sum up to (at least 1).
 
@@ -141,7 +148,10 @@ class CassLoss(nn.Module):
             valid: bool ``[B, H, W]``, True = not padding.
             targets: the batch's targets.
             extents: float ``[B, 2]``, (height, width) in cells that each image covers.
+            totals: of the step; None: this is all of it.
+            name: of this loss in the totals.
         """
+        totals = StepTotals() if totals is None else totals
         height, width = token_scores.shape[1:]
         objects = _object_targets(
             targets, height, width, extents, self.band, self.min_size, self.shape
@@ -149,22 +159,26 @@ class CassLoss(nn.Module):
         objects = objects * valid.unsqueeze(1)
         goal = objects.amax(dim=1)
         logits = token_scores.float().masked_fill(~valid, 0.0)
-        total = mean_over_ranks(goal.sum())
+        total = totals.divisor(name, goal.sum())
         if self.loss == "focal":
             weight = (goal - logits.detach().sigmoid()).abs().pow(self.gamma) / total
         else:
             weight = negative_weight(logits, goal, self.alpha, self.gamma) / total
-            weight = weight + (_shares(objects) if self.balanced else goal / total)
+            if self.balanced:
+                shares = _shares(objects)
+                goal_weight = shares / totals.divisor(f"{name}_objects", shares.sum())
+            else:
+                goal_weight = goal / total
+            weight = weight + goal_weight
         entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
         return self.weight * (weight * entropy * valid).sum()
 
 
 def _shares(objects: Tensor) -> Tensor:
-    """The weight of each cell, for targets ``[B, G, H, W]`` of single objects: 1 in all, the mean
-    over the processes, of which every object has the same part."""
+    """The weight of each cell, for targets ``[B, G, H, W]`` of single objects: 1 for all the cells
+    of an object together, or less where its cells are few."""
     size = objects.sum((-1, -2), keepdim=True)
-    shares = (objects / size.clamp(min=1.0)).sum(1)
-    return shares / mean_over_ranks(shares.sum())
+    return (objects / size.clamp(min=1.0)).sum(1)
 
 
 def _outside(center: Tensor, size: Tensor, length: int, band: float) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparse_dset.losses.boxes import box_giou, box_iou, box_l1
 from sparse_dset.losses.matcher import HungarianMatcher, Matches
 from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.losses.totals import StepTotals
 from sparse_dset.losses.varifocal import varifocal_loss
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class SetCriterion(nn.Module):
         query_mask: Tensor,
         targets: PaddedTargets,
         denoising: DenoisingPredictions | None = None,
+        totals: StepTotals | None = None,
     ) -> dict[str, Tensor]:
         """Computes all losses.
 
@@ -68,6 +70,7 @@ class SetCriterion(nn.Module):
             query_mask: bool ``[B, Q]``, True = a real query; the others take no part.
             targets: the batch's targets.
             denoising: the denoising predictions, if there are any.
+            totals: of the step; None: this is all of it.
 
         Returns:
             Weighted scalars ``loss_vfl``, ``loss_bbox`` and ``loss_giou`` of the last layer, and
@@ -79,19 +82,22 @@ class SetCriterion(nn.Module):
         suffixes = [*(f"_aux_{index}" for index in range(len(layers) - 1)), "", "_enc"]
         predictions = [*layers, encoder]
         matches = self.matcher(predictions, query_mask, targets)
+        totals = StepTotals() if totals is None else totals
+        num_boxes = totals.divisor("objects", targets.mask.sum().float())
         losses: dict[str, Tensor] = {}
         for suffix, layer, pairs in zip(suffixes, predictions, matches, strict=True):
-            losses |= self._layer(layer, pairs, query_mask, targets, targets.num_boxes, suffix)
+            losses |= self._layer(layer, pairs, query_mask, targets, num_boxes, suffix)
         if denoising is not None:
-            losses |= self._denoising(denoising, targets)
+            losses |= self._denoising(denoising, targets, num_boxes)
         return losses
 
     def _denoising(
-        self, denoising: DenoisingPredictions, targets: PaddedTargets
+        self, denoising: DenoisingPredictions, targets: PaddedTargets, num_boxes: Tensor
     ) -> dict[str, Tensor]:
         queries = denoising.queries
         pairs = _known_matches(queries)
-        # Every object stands in several groups, and crowded images give only some of theirs.
+        # Every object stands in several groups, and crowded images give only some of theirs. Each
+        # pass has groups of its own number; an object weighs the same in all of them.
         copies = queries.positive.sum() / targets.mask.sum()
         losses: dict[str, Tensor] = {}
         for index, layer in enumerate(denoising.layers):
@@ -100,7 +106,7 @@ class SetCriterion(nn.Module):
                 pairs,
                 queries.query_mask,
                 targets,
-                targets.num_boxes * copies,
+                num_boxes * copies,
                 f"_dn_{index}",
             )
         return losses
@@ -111,7 +117,7 @@ class SetCriterion(nn.Module):
         pairs: Matches,
         query_mask: Tensor,
         targets: PaddedTargets,
-        num_boxes: float | Tensor,
+        num_boxes: Tensor,
         suffix: str,
     ) -> dict[str, Tensor]:
         boxes = predictions.boxes[pairs.batch_index, pairs.query_index].float()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset.losses.boxes import box_giou, box_iou, box_l1
-from sparse_dset.losses.targets import PaddedTargets, mean_over_ranks
+from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.losses.totals import StepTotals
 from sparse_dset.losses.varifocal import varifocal_loss
 
 # Floors that keep every candidate's alignment above 0, so that an object whose candidates do not
@@ -146,6 +147,7 @@ class DenseSupervision(nn.Module):
         token_sizes: Tensor,
         token_mask: Tensor,
         targets: PaddedTargets,
+        totals: StepTotals | None = None,
     ) -> dict[str, Tensor]:
         """Computes the weighted losses.
 
@@ -154,6 +156,7 @@ class DenseSupervision(nn.Module):
             anchors: ``[B, T, 4]``, cxcywh before the sigmoid; not finite only where masked.
             centers, token_sizes, token_mask: see ``task_aligned_assign``.
             targets: the batch's targets.
+            totals: of the step; None: this is all of it.
 
         Returns:
             ``loss_dense_cls`` (varifocal) and ``loss_dense_box`` (1 - GIoU + L1, weighted by the
@@ -185,7 +188,8 @@ class DenseSupervision(nn.Module):
 
         found, objects = boxes[batch, token], targets.boxes[batch, target]
         loss_box = (weight * (1 - box_giou(found, objects) + box_l1(found, objects))).sum()
-        divisor = mean_over_ranks(quality.sum())
+        totals = StepTotals() if totals is None else totals
+        divisor = totals.divisor("dense", quality.sum())
         return {
             "loss_dense_cls": self.weight_cls * loss_cls / divisor,
             "loss_dense_box": self.weight_box * loss_box / divisor,

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.checks import check_number
-from sparse_dset.losses.balance import load_balance_loss
+from sparse_dset.losses.balance import load_balance_loss, router_counts
 from sparse_dset.losses.cass import CassLoss
 from sparse_dset.losses.criterion import SetCriterion
 from sparse_dset.losses.dense import DenseSupervision
 from sparse_dset.losses.matcher import HungarianMatcher
 from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.losses.totals import StepTotals
 from sparse_dset.models.decoder.decoder import DecoderOutput
 from sparse_dset.models.decoder.memory import Memory
 from sparse_dset.models.decoder.queries import cell_boxes, take_rows
@@ -53,19 +54,24 @@ class Losses(nn.Module):
         self.balance_decoder = balance_decoder
         self.distill = distill
 
-    def distillation(self, maps: Sequence[FeatureMap], teacher: Sequence[FeatureMap]) -> Tensor:
+    def distillation(
+        self,
+        maps: Sequence[FeatureMap],
+        teacher: Sequence[FeatureMap],
+        totals: StepTotals | None = None,
+    ) -> Tensor:
         """Returns the weighted distance, at most 2, of maps from the same maps of a teacher.
 
         Args:
             maps: of the levels, with features for the sites that they hold.
             teacher: the same levels, dense or with the padding marked.
+            totals: of the step; None: these maps are all of it.
         """
-        return (
-            self.distill
-            * torch.stack(
-                [_distance(own, theirs) for own, theirs in zip(maps, teacher, strict=True)]
-            ).mean()
-        )
+        totals = StepTotals() if totals is None else totals
+        distances = [_distances(own, theirs) for own, theirs in zip(maps, teacher, strict=True)]
+        sums = torch.stack([distance.sum() for distance in distances])
+        sites = sums.new_tensor([len(distance) for distance in distances])
+        return self.distill * (sums / totals.divisor("distill", sites)).mean()
 
     def forward(
         self,
@@ -75,50 +81,61 @@ class Losses(nn.Module):
         memory: Memory,
         geometry: Geometry,
         targets: PaddedTargets,
+        totals: StepTotals,
     ) -> dict[str, Tensor]:
-        """Returns the weighted losses by name."""
+        """Returns the weighted losses by name; each is divided by its totals of the step."""
         losses = self.criterion(
-            output.layers, output.encoder, output.query_mask, targets, output.denoising
+            output.layers, output.encoder, output.query_mask, targets, output.denoising, totals
         )
         if self.cass is None:  # the scorer gets zero gradients: distributed training waits for them
             nothing = sum(0.0 * scores.float().sum() for scores in token_scores)
             losses["loss_vfl"] = losses["loss_vfl"] + nothing
         else:
-            losses["loss_cass"] = self._cass(self.cass, token_scores, geometry, targets)
+            losses["loss_cass"] = self._cass(self.cass, token_scores, geometry, targets, totals)
         if encoder_stats:
-            losses["loss_balance_encoder"] = self.balance_encoder * _balance(encoder_stats)
+            balance = _balance(encoder_stats, totals, "balance_encoder")
+            losses["loss_balance_encoder"] = self.balance_encoder * balance
         if output.router_stats:
-            losses["loss_balance_decoder"] = self.balance_decoder * _balance(output.router_stats)
+            balance = _balance(output.router_stats, totals, "balance_decoder")
+            losses["loss_balance_decoder"] = self.balance_decoder * balance
         if self.dense is not None and self.training:
-            losses |= self._dense(self.dense, memory, geometry, targets)
+            losses |= self._dense(self.dense, memory, geometry, targets, totals)
         return losses
 
     @staticmethod
     def _cass(
-        cass: CassLoss, token_scores: Sequence[Tensor], geometry: Geometry, targets: PaddedTargets
+        cass: CassLoss,
+        token_scores: Sequence[Tensor],
+        geometry: Geometry,
+        targets: PaddedTargets,
+        totals: StepTotals,
     ) -> Tensor:
         """The mean over the levels that decide."""
         levels = range(-len(token_scores), 0)
         valid, extents = geometry.valid_masks(), geometry.extents()
         losses = [
-            cass(scores, valid[level], targets, extents[:, level])
+            cass(scores, valid[level], targets, extents[:, level], totals, f"cass_{level}")
             for level, scores in zip(levels, token_scores, strict=True)
         ]
         return torch.stack(losses).mean()
 
     @staticmethod
     def _dense(
-        dense: DenseSupervision, memory: Memory, geometry: Geometry, targets: PaddedTargets
+        dense: DenseSupervision,
+        memory: Memory,
+        geometry: Geometry,
+        targets: PaddedTargets,
+        totals: StepTotals,
     ) -> dict[str, Tensor]:
         cells = take_rows(cell_boxes(memory.sites, geometry), memory.table)
         center, size = cells.split(2, dim=-1)
         anchors = torch.logit(torch.cat([center, 3.0 * size], -1), eps=1e-4)
         features = take_rows(memory.rows, memory.table)
-        return dense(features, anchors, center, size, memory.table >= 0, targets)
+        return dense(features, anchors, center, size, memory.table >= 0, targets, totals)
 
 
-def _distance(own: FeatureMap, teacher: FeatureMap) -> Tensor:
-    """One less the cosine between the features of a site, the mean over the sites of ``own``.
+def _distances(own: FeatureMap, teacher: FeatureMap) -> Tensor:
+    """One less the cosine between the features of a site, for each site of ``own``: float32.
 
     The teacher is the network that learns, and changes with it. Distances that grow with the
     features would let both grow without end.
@@ -131,11 +148,17 @@ def _distance(own: FeatureMap, teacher: FeatureMap) -> Tensor:
     there = SparseMap.from_dense(dense, own.support).features
     rows = own if isinstance(own, SparseMap) else SparseMap.from_dense(own.tensor, own.support)
     cosine = F.cosine_similarity(rows.features.float(), there.float(), dim=1)
-    return (1.0 - cosine).sum() / max(len(there), 1)
+    return 1.0 - cosine
 
 
-def _balance(stats: Sequence[RouterStats]) -> Tensor:
-    losses = [load_balance_loss(s.probs, s.experts, s.probs.shape[1]) for s in stats]
+def _balance(stats: Sequence[RouterStats], totals: StepTotals, name: str) -> Tensor:
+    """The mean over the layers."""
+    own = torch.stack([router_counts(s.experts, s.probs.shape[1]) for s in stats])
+    counts = totals.mean(name, own)
+    losses = [
+        load_balance_loss(s.probs, s.experts, s.probs.shape[1], layer)
+        for s, layer in zip(stats, counts, strict=True)
+    ]
     return sum(losses[1:], losses[0]) / len(losses)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -20,15 +19,12 @@ class PaddedTargets:
         labels: int64 ``[B, G]`` in 0..K-1; 0 where padded.
         boxes: float32 ``[B, G, 4]``, cxcywh in [0, 1] of the image's own size; 0 where padded.
         mask: bool ``[B, G]``, True = a real object; an image's real objects come first.
-        num_boxes: objects in the batch, averaged over the ranks, at least 1: what losses are
-            divided by.
         image_ids: the images' names in messages.
     """
 
     labels: Tensor
     boxes: Tensor
     mask: Tensor
-    num_boxes: float
     image_ids: tuple[Any, ...] = ()
 
 
@@ -57,12 +53,10 @@ def pad_targets(
     mask = torch.arange(labels.shape[1], device=labels.device) < counts[:, None]
     _check_labels(labels, mask, num_classes, image_ids)
     _check_boxes(boxes, mask, image_ids)
-    num_boxes = sum(len(target["labels"]) for target in targets)
     return PaddedTargets(
         labels=labels.to(device),
         boxes=boxes.to(device),
         mask=mask.to(device),
-        num_boxes=float(mean_over_ranks(torch.tensor(float(num_boxes), device=device))),
         image_ids=tuple(image_ids),
     )
 
@@ -107,19 +101,3 @@ def _check_boxes(boxes: Tensor, mask: Tensor, image_ids: list[Any]) -> None:
             f"image {image_ids[image]}: box {boxes[image, slot].tolist()} must be cxcywh in "
             "[0, 1]; divide pixels by the image's width and height"
         )
-
-
-def mean_over_ranks(total: Tensor) -> Tensor:
-    """What a sum over the objects is divided by, so that each weighs the same in every process.
-
-    Args:
-        total: what this process has summed up, e.g. its number of objects; a scalar or several.
-
-    Returns:
-        The mean over all processes, at least 1, without a gradient.
-    """
-    total = total.detach().clone()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
-        total = total / dist.get_world_size()
-    return total.clamp(min=1.0)

@@ -14,6 +14,7 @@ from sparse_dset.checks import check_number, check_size
 from sparse_dset.data.pixels import wrong_range
 from sparse_dset.losses.losses import Losses
 from sparse_dset.losses.targets import pad_targets
+from sparse_dset.losses.totals import StepTotals
 from sparse_dset.models.backbone import Backbone
 from sparse_dset.models.backbone.padding import padding_stays_zero
 from sparse_dset.models.decoder.decoder import Decoder
@@ -48,6 +49,7 @@ class DetectorOutput:
         num_kept: int64 ``[B, L]``, how many of them.
         num_tokens: int64 ``[B, L]``, how many there were without padding.
         losses: weighted losses by name; empty without targets.
+        totals: what the losses have counted in this batch, by name; see ``losses.totals``.
         execution, backend: what ran; the backend is that of the sparse operators.
     """
 
@@ -59,6 +61,7 @@ class DetectorOutput:
     num_kept: Tensor
     num_tokens: Tensor
     losses: dict[str, Tensor]
+    totals: dict[str, Tensor]
     execution: str
     backend: str
 
@@ -125,6 +128,7 @@ class Detector(nn.Module):
         keep_ratio: float | None = None,
         kept: Sequence[Tensor] | None = None,
         progress: float = 1.0,
+        totals: Mapping[str, Tensor] | None = None,
     ) -> DetectorOutput:
         """Detects objects.
 
@@ -142,6 +146,8 @@ class Detector(nn.Module):
             keep_ratio: in (0, 1], instead of the configured one.
             kept: forces the kept tokens: bool ``[B, H_l, W_l]`` per level, finest first, nested.
             progress: in [0, 1], how far pruning is on its way from keeping all (0) to its target.
+            totals: what the losses are divided by, where the batch is but a part of a training
+                step: the ``totals`` of all its batches, added up by ``losses.totals``.
 
         Raises:
             ValueError: an argument is out of range or has another shape than expected.
@@ -160,7 +166,16 @@ class Detector(nn.Module):
         backend = resolve_backend(self.backend, images.device, dtype)
         with use_backend(backend, self.algorithm):
             selector = self._selector(execution, keep_ratio, progress)
-            return self._run(images, targets, padding_mask, execution, selector, kept, backend)
+            return self._run(
+                images,
+                targets,
+                padding_mask,
+                execution,
+                selector,
+                kept,
+                backend,
+                StepTotals(totals),
+            )
 
     def _run(
         self,
@@ -171,6 +186,7 @@ class Detector(nn.Module):
         selector: TokenSelector,
         kept: Sequence[Tensor] | None,
         backend: str,
+        totals: StepTotals,
     ) -> DetectorOutput:
         images, geometry = pad_batch(self._as_weights(images), padding_mask)
         valid = geometry.valid_masks()
@@ -203,10 +219,16 @@ class Detector(nn.Module):
         if padded_targets is not None:
             assert decision is not None
             losses = self.losses(
-                output, router_stats, decision.token_scores, memory, geometry, padded_targets
+                output,
+                router_stats,
+                decision.token_scores,
+                memory,
+                geometry,
+                padded_targets,
+                totals,
             )
             if teacher is not None:
-                losses["loss_distill"] = self.losses.distillation(maps, teacher)
+                losses["loss_distill"] = self.losses.distillation(maps, teacher, totals)
         return DetectorOutput(
             pred_logits=output.layers[-1].logits,
             pred_boxes=output.layers[-1].boxes,
@@ -216,6 +238,7 @@ class Detector(nn.Module):
             num_kept=torch.stack([m.flatten(1).sum(1) for m in kept_masks], 1),
             num_tokens=torch.stack([m.flatten(1).sum(1) for m in valid], 1),
             losses=losses,
+            totals=totals.own,
             execution=execution,
             backend=backend,
         )

@@ -28,6 +28,7 @@ class StubOutput:
     num_kept: Tensor
     num_tokens: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
+    totals: dict[str, Tensor] = field(default_factory=dict)
 
 
 class StubDetector(nn.Module):
@@ -54,6 +55,7 @@ class StubDetector(nn.Module):
         execution: str | None = None,
         keep_ratio: float | None = None,
         progress: float = 1.0,
+        totals: Mapping[str, Tensor] | None = None,
     ) -> StubOutput:
         self.calls.append((execution, keep_ratio, progress, self.training))
         pooled = self.backbone(images).mean((2, 3))

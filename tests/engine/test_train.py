@@ -4,11 +4,9 @@ import json
 import multiprocessing
 import os
 import signal
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -441,43 +439,6 @@ def test_two_processes_train_together(
     torch.testing.assert_close(content["ema"]["model"], evaluated, rtol=0, atol=0)
     assert content["step"] == 4
     assert len(content["rng"]) == 2
-
-
-class _PerObject(nn.Module):
-    """Divides its loss by the number of objects, as the detector's losses are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3))
-
-    def forward(self, images: Tensor, targets: Any, **_: Any) -> SimpleNamespace:
-        counts = torch.tensor([len(target["labels"]) for target in targets])
-        values = (images.mean((2, 3)) * self.weight).sum(1) * (counts + 0.1)
-        tokens = torch.ones(len(images), 3)
-        loss = values.sum() / counts.sum().clamp(min=1)
-        return SimpleNamespace(losses={"loss": loss}, num_kept=tokens, num_tokens=tokens)
-
-
-@pytest.mark.parametrize("empty", [(1, 2), (0, 1, 2, 3)])
-def test_forward_passes_of_a_step_add_up_to_those_of_a_large_batch(
-    make_trainer: Callable[..., Trainer], open_coco: Callable, tmp_path: Path, empty: tuple
-) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without any box in it
-        data = open_coco(tmp_path / "some", 4, empty=empty)
-    settings = {"data": data, "epochs": 1, "eval_every": 0, "clip_norm": None}
-    norms = []
-    for accumulate in (1, 2, 4):
-        trainer = make_trainer(
-            f"{accumulate}",
-            model=_PerObject(),
-            batch_size=4 // accumulate,
-            accumulate=accumulate,
-            **settings,
-        )
-        trainer.fit()
-        norms.append(rows_of(trainer)[0]["train"]["grad_norm"])
-    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
 
 
 def test_it_tells_where_the_learning_rate_stays_below_its_peak(

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from sparse_dset.losses.targets import pad_targets
 
@@ -27,14 +26,12 @@ def test_pads_to_the_largest_image() -> None:
     assert padded.mask.tolist() == [[True, False], [False, False], [True, True]]
     assert padded.boxes.shape == (3, 2, 4)
     assert padded.boxes[0, 1].tolist() == [0, 0, 0, 0]
-    assert padded.num_boxes == 3.0
 
 
 def test_a_batch_without_objects() -> None:
     padded = pad_targets([make_target([]), make_target([])], 3, "cpu")
     assert padded.boxes.shape == (2, 0, 4)
     assert padded.mask.shape == padded.labels.shape == (2, 0)
-    assert padded.num_boxes == 1.0
 
 
 @pytest.mark.parametrize("label", [-1, 3, 6])
@@ -68,16 +65,6 @@ def test_a_box_outside_of_its_image_is_refused(box: list[float]) -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="image 7: labels must be"):
         pad_targets([make_target([0, 1], [[0.5, 0.5, 0.2, 0.2]])], 3, "cpu")
-
-
-def test_num_boxes_is_the_mean_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def add_the_other_rank(total: torch.Tensor) -> None:
-        total += 5
-
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "all_reduce", add_the_other_rank)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    assert pad_targets([make_target([0, 1, 2])], 3, "cpu").num_boxes == 4.0
 
 
 def test_what_is_wrong_with_a_target_is_named() -> None:

@@ -63,6 +63,21 @@ def test_the_peer_freezes_what_the_model_freezes() -> None:
     assert normalising(peer.backbone) == normalising(model.backbone)
 
 
+def test_the_parts_of_a_step_add_up_to_its_loss() -> None:
+    peer = hugging_face.PeerDetector(2, pretrained=False).eval()
+    images = torch.rand(2, 3, 160, 160)
+    boxes = torch.rand(7, 4) * 0.3 + 0.2
+    targets = [
+        {"labels": torch.zeros(len(part), dtype=torch.int64), "boxes": part}
+        for part in boxes.split([1, 6])
+    ]
+    with torch.no_grad():
+        whole = peer(images, targets)
+        parts = [peer(images[i : i + 1], targets[i : i + 1], totals=whole.totals) for i in (0, 1)]
+    total = sum(float(part.losses["loss"]) for part in parts)
+    assert total == pytest.approx(float(whole.losses["loss"]), rel=1e-4)
+
+
 def test_the_peer_starts_from_the_released_prior() -> None:
     bias = hugging_face.build_lite0(3).model.enc_score_head.bias
     torch.testing.assert_close(bias.sigmoid(), torch.full((3,), 0.01))
