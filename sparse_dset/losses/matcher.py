@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -60,13 +60,14 @@ class HungarianMatcher:
             One ``Matches`` per layer, with min(real queries, objects) pairs per image.
 
         Raises:
-            RuntimeError: a cost is not finite; the message names the tensor and the layer.
+            RuntimeError: a cost is not finite; the message names what it is made of that is not
+                finite, with the layer, the image, the query and the target.
         """
         costs = torch.stack([self.cost(layer, targets) for layer in layers]).cpu().numpy()
         queries = [np.flatnonzero(row) for row in query_mask.cpu().numpy()]
         num_objects = targets.mask.sum(dim=1).tolist()
         return [
-            self._solve(cost, queries, num_objects, layer, index, targets.image_ids)
+            self._solve(cost, queries, num_objects, layer, index, targets)
             for index, (cost, layer) in enumerate(zip(costs, layers, strict=True))
         ]
 
@@ -90,14 +91,18 @@ class HungarianMatcher:
         num_objects: list[int],
         predictions: Predictions,
         layer: int,
-        image_ids: Sequence[Any],
+        targets: PaddedTargets,
     ) -> Matches:
         """Solves one layer, image by image, on real queries and objects only."""
         pairs = []
         for image, (rows, count) in enumerate(zip(queries, num_objects, strict=True)):
             real_cost = cost[image, rows, :count]
-            if not np.isfinite(real_cost).all():
-                raise RuntimeError(_describe_non_finite(predictions, image, layer, image_ids))
+            bad = np.argwhere(~np.isfinite(real_cost))
+            if len(bad):
+                query, target = int(rows[bad[0, 0]]), int(bad[0, 1])
+                raise RuntimeError(
+                    _describe_non_finite(predictions, targets, layer, image, query, target)
+                )
             query, target = linear_sum_assignment(real_cost)
             pairs.append(np.stack([np.full_like(query, image), rows[query], target]))
         flat = torch.from_numpy(np.concatenate(pairs, axis=1)).to(
@@ -107,12 +112,43 @@ class HungarianMatcher:
 
 
 def _describe_non_finite(
-    predictions: Predictions, image: int, layer: int, image_ids: Sequence[Any]
+    predictions: Predictions,
+    targets: PaddedTargets,
+    layer: int,
+    image: int,
+    query: int,
+    target: int,
 ) -> str:
-    boxes_fine = bool(predictions.boxes[image].isfinite().all())
-    name = "pred_logits" if boxes_fine else "pred_boxes"
+    """Says which of the numbers that a cost is made of is not finite."""
+    label = int(targets.labels[image, target])
+    logit = predictions.logits[image, query, label].float()
+    box = predictions.boxes[image, query].float()
+    goal = targets.boxes[image, target].float()
+    place = f"of layer {layer}, image {image} of the batch{_known_as(targets, image)}"
+    ids = f" (the batch's image ids: {list(targets.image_ids)})"
+    predicted = {f"pred_logits {place}, query {query}, class {label}": logit}
+    predicted[f"pred_boxes {place}, query {query}"] = box
+    if not goal.isfinite().all():
+        return (
+            f"the box of target {target} of image {image} of the batch{_known_as(targets, image)} "
+            f"is not finite: {goal.tolist()}; drop it when the data are loaded{ids}"
+        )
+    bad = {name: value for name, value in predicted.items() if not value.isfinite().all()}
+    if bad:
+        return (
+            f"not finite: {_listed(bad)}: training has diverged; lower the learning rate or turn "
+            f"mixed precision off{ids}"
+        )
     return (
-        f"{name} of layer {layer}, image {image} of the batch, are not finite: training has "
-        "diverged; lower the learning rate or turn mixed precision off"
-        f" (the batch's image ids: {list(image_ids)})"
+        f"the cost of query {query} and target {target} is not finite, though all that it is made "
+        f"of is: {_listed({**predicted, 'the box of the target': goal})}. One of them is too large "
+        f"for float32: lower the learning rate, or look at the target{ids}"
     )
+
+
+def _listed(values: dict[str, Tensor]) -> str:
+    return "; ".join(f"{name} = {value.tolist()}" for name, value in values.items())
+
+
+def _known_as(targets: PaddedTargets, image: int) -> str:
+    return f" (id {targets.image_ids[image]})" if targets.image_ids else ""

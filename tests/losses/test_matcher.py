@@ -103,8 +103,35 @@ def test_non_finite_predictions_are_named(name: str, value: str) -> None:
     getattr(layers[1], name)[1, 2] = float(value)
     query_mask = torch.ones(2, 5, dtype=torch.bool)
     targets = replace(random_targets(1, 2), image_ids=(41, 42))
-    with pytest.raises(RuntimeError, match=rf"pred_{name} of layer 1, image 1.*ids: \[41, 42\]"):
+    place = rf"not finite: pred_{name} of layer 1, image 1 .*id 42\), query 2"
+    with pytest.raises(RuntimeError, match=rf"{place}.*ids: \[41, 42\]") as raised:
         HungarianMatcher()(layers, query_mask, targets)
+    other = {"boxes": "pred_logits", "logits": "pred_boxes"}[name]
+    assert other not in str(raised.value)
+
+
+def test_both_are_named_where_both_are_not_finite() -> None:
+    layer = random_predictions(1, 5)
+    layer.boxes[0, 3, 1] = layer.logits[0, 3, :] = float("nan")
+    with pytest.raises(RuntimeError, match=r"pred_logits .* query 3.*pred_boxes .* query 3"):
+        HungarianMatcher()([layer], torch.ones(1, 5, dtype=torch.bool), random_targets(2))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_target_that_is_not_finite_is_named_and_no_prediction(value: str) -> None:
+    targets = replace(random_targets(1, 3), image_ids=("a", "b"))
+    targets.boxes[1, 2, 0] = float(value)
+    with pytest.raises(RuntimeError, match=r"target 2 of image 1 .*id b\) is not finite") as raised:
+        HungarianMatcher()([random_predictions(2, 5)], torch.ones(2, 5, dtype=torch.bool), targets)
+    assert "pred_" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["boxes", "logits"])
+def test_finite_numbers_that_are_too_large_are_shown(name: str) -> None:
+    layer = random_predictions(1, 5)
+    getattr(layer, name)[0, 4] = 3e38
+    with pytest.raises(RuntimeError, match=r"query 4 and target 0 .* all that it is made of is"):
+        HungarianMatcher()([layer], torch.ones(1, 5, dtype=torch.bool), random_targets(2))
 
 
 def test_masked_queries_may_be_non_finite() -> None:
