@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from sparse_dset.models.predict import Detections, Picture, predict
 from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
 from sparse_dset.models.pruner.scorer import LEVELS
 from sparse_dset.models.rtdetr_names import place_rtdetr
+from sparse_dset.models.synced_norm import SingleValuesNormalised
 from sparse_dset.ops import resolve_backend, use_backend
 from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested, enlarged
 
@@ -326,10 +328,11 @@ class Detector(nn.Module):
         """Runs a part of the backbone on tensors; what it returns is zero in the padding."""
         if not levels:
             return []
-        if not geometry.padded:
-            return self.backbone(x, levels)
-        with padding_stays_zero(geometry.pixel_mask()):
-            features = self.backbone(x, levels)
+        with SingleValuesNormalised() if self.training else nullcontext():
+            if not geometry.padded:
+                return self.backbone(x, levels)
+            with padding_stays_zero(geometry.pixel_mask()):
+                features = self.backbone(x, levels)
         return [
             f * geometry.valid_mask(4 << level).unsqueeze(1)
             for f, level in zip(features, levels, strict=True)

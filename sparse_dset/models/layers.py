@@ -190,7 +190,9 @@ def on_rows(x: SparseMap | MaskedMap, function: Callable[[Tensor], Tensor]) -> F
 
 
 def _normalise(x: Tensor, norm: nn.Module) -> Tensor:
-    if norm.training and isinstance(norm, _BatchNorm) and not has_statistics(x):
+    # PyTorch's synchronised layer asks the other processes, which wait for this one.
+    alone = not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_initialized()
+    if norm.training and isinstance(norm, _BatchNorm) and alone and not has_statistics(x):
         return F.batch_norm(
             x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
         )

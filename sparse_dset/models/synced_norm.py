@@ -30,12 +30,31 @@ def norm_rows(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Does what ``F.batch_norm`` does to rows ``[N, C]``, of which there may be one or none.
+    """Does what ``F.batch_norm`` does to ``[N, C, ...]``, of which there may be one or none.
 
     Those that have no statistics are normalised by the running ones, where there are some.
     """
     fresh = training and (has_statistics(rows) or running_mean is None)
     return F.batch_norm(rows, running_mean, running_var, weight, bias, fresh, momentum, eps)
+
+
+class SingleValuesNormalised(TorchFunctionMode):
+    """Within it, layers of other libraries normalise one value per channel as ``norm_rows`` does.
+
+    A small image leaves one at the coarsest level, a mean over the map one in every image: of a
+    batch of one image, PyTorch then refuses to train.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if function is F.batch_norm and args and isinstance(args[0], Tensor):
+            return norm_rows(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
 
 
 class SyncedBatchNorm(TorchFunctionMode):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from sparse_dset import build_detector
 from sparse_dset.models.layers import batch_norm
-from sparse_dset.models.synced_norm import SyncedBatchNorm
+from sparse_dset.models.synced_norm import SingleValuesNormalised, SyncedBatchNorm
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 
 
@@ -81,3 +82,87 @@ def test_a_whole_detector_sees_the_statistics_of_all(in_two_processes):
             first[name], value, msg=lambda text, name=name: f"{name}: {text}"
         )
         torch.testing.assert_close(second[name], value)
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d])
+def test_one_value_is_normalised_by_the_running_statistics(make):
+    norm = make(3).double()
+    norm.running_mean.copy_(torch.randn(3))
+    norm.running_var.copy_(torch.rand(3) + 0.5)
+    before = norm.running_mean.clone(), norm.running_var.clone()
+    x = torch.randn(1, 3, 1, 1, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        norm(x)
+    with SingleValuesNormalised():
+        out = norm(x)
+    out.sum().backward()
+    assert norm.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(out, norm.eval()(x))
+    torch.testing.assert_close((norm.running_mean, norm.running_var), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 2, 1), (1, 3, 4, 5)])
+def test_more_values_are_normalised_by_their_own_statistics(shape):
+    plain, norm, x = BatchNormAct2d(3), BatchNormAct2d(3), torch.randn(shape)
+    with SingleValuesNormalised():
+        out = norm(x)
+    torch.testing.assert_close(out, plain(x), rtol=0, atol=0)
+    torch.testing.assert_close(norm.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+RESNEST = ("model.backbone.name=resnest14d", "model.backbone.frozen=[]")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "size", "execution"),
+    [
+        ("nano", (), (32, 32), "dense"),
+        ("nano", (), (32, 32), "sparse"),
+        ("nano", ("pruner=early",), (32, 32), "masked"),
+        ("nano", RESNEST, (64, 96), "dense"),
+        ("r18", (), (32, 32), "dense"),
+    ],
+)
+def test_a_single_image_trains_at_any_size(name, overrides, size, execution):
+    model = build_detector(name, 2, overrides, pretrained=False).train()
+    targets = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.3, 0.4]])}]
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    before = {n: m.running_var.clone() for n, m in norms.items()}
+    sizes = {}
+
+    def count(module, inputs):
+        if isinstance(inputs[0], torch.Tensor):
+            sizes[module] = inputs[0].numel() // inputs[0].shape[1]
+
+    for module in norms.values():
+        module.register_forward_pre_hook(count)
+    out = model(torch.rand(1, 3, *size), targets, execution=execution)
+    torch.stack(list(out.losses.values())).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert 1 in sizes.values() or name == "r18" or "pruner=early" in overrides
+    for n, module in norms.items():
+        if module in sizes:
+            changed = not torch.equal(module.running_var, before[n])
+            assert changed == (module.training and sizes[module] > 1), n
+    assert all(module.running_var.isfinite().all() for module in norms.values())
+
+
+def test_two_processes_with_one_value_each_have_two_in_all(in_two_processes):
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+
+    def run(which):
+        torch.manual_seed(0)
+        model = build_detector("nano", 2, pretrained=False).double().train()
+        model(images[which], execution="dense")
+        return dict(model.named_buffers())
+
+    def work(rank):
+        with SyncedBatchNorm():
+            return run(slice(rank, rank + 1))
+
+    parts = in_two_processes(work)
+    whole = run(slice(None))
+    for part in parts:
+        for name, value in whole.items():
+            torch.testing.assert_close(part[name], value, msg=name)
