@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -30,6 +29,7 @@ from sparse_dset.engine.checkpoint import (
 )
 from sparse_dset.engine.plan import check_plan, check_statistics, ever_prunes
 from sparse_dset.engine.train import Trainer, prepare
+from sparse_dset.instantiate import instantiate
 
 
 def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection | None) -> list[str]:
@@ -44,14 +44,14 @@ def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection | Non
     return list(source.class_names)
 
 
-def _check_classes(cfg: DictConfig, names: list[str]) -> None:
+def _check_classes(plain: dict[str, Any], names: list[str]) -> None:
     """Refuses classes that were asked for on the command line and are not those of the data."""
     keys = {text.lstrip("+").split("=")[0] for text in task_overrides()}
     of_data = {"num_classes": len(names), "class_names": names}
     for key, value in of_data.items():
-        if f"model.{key}" in keys and cfg.model[key] != value:
+        if f"model.{key}" in keys and plain["model"][key] != value:
             raise ValueError(
-                f"model.{key}={cfg.model[key]} is asked for, but the data set has "
+                f"model.{key}={plain['model'][key]} is asked for, but the data set has "
                 f"{len(names)} categories, {names}: leave it out, the data decides"
             )
 
@@ -68,15 +68,16 @@ def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
 @script("train")
 def main(cfg: DictConfig) -> None:
     """Builds everything from the configuration and trains."""
-    config = hydra.utils.instantiate(cfg.train)
+    plain = check_config(cfg)
+    config = instantiate(plain["train"])
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # every job has a folder of its own
         config = replace(config, output_dir=HydraConfig.get().runtime.output_dir)
     last = Path(config.output_dir) / "last.pt"
-    resume = last if cfg.resume is True else Path(cfg.resume) if cfg.resume else None
-    if cfg.resume is True and not last.exists():
+    resume = last if plain["resume"] is True else Path(plain["resume"]) if plain["resume"] else None
+    if plain["resume"] is True and not last.exists():
         print(f"{last} is not there yet: a new run")
-        resume = cfg.resume = None
-        check_plan(check_config(cfg))  # which allows less where nothing is resumed
+        resume = plain["resume"] = None
+        check_plan(plain)  # which allows less where nothing is resumed
     if last.exists() and (resume is None or resume.resolve() != last.resolve()):
         raise FileExistsError(
             f"{last} belongs to an earlier run; continue it with resume=true, or choose another "
@@ -84,18 +85,18 @@ def main(cfg: DictConfig) -> None:
         )
     with distributed.process_group(config.device) as device:
         prepare(config)
-        train_set = hydra.utils.instantiate(cfg.data.train)
-        val_set = hydra.utils.instantiate(cfg.data.val)
+        train_set = instantiate(plain["data"]["train"])
+        val_set = instantiate(plain["data"].get("val"))
         names = _class_names(train_set, val_set)
-        _check_classes(cfg, names)
-        cfg.model.class_names, cfg.model.num_classes = names, len(names)
-        cfg.model.image_size = cfg.data.size  # predict resizes as the validation does
+        _check_classes(plain, names)
+        plain["model"] |= {"class_names": names, "num_classes": len(names)}
+        plain["model"]["image_size"] = plain["data"]["size"]  # predict resizes as validation does
         if config.execution is not None:  # what loads the checkpoint runs what was trained
-            cfg.model.execution = config.execution
-        record = {**check_config(cfg), "weights_name": weights_name(cfg.weights)}
+            plain["model"]["execution"] = config.execution
+        record = {**plain, "weights_name": weights_name(plain["weights"])}
         model = _build(record, pretrained=resume is None)
-        if cfg.weights is not None and resume is None:
-            report = load_weights(model, model_weights(load_checkpoint(cfg.weights)))
+        if plain["weights"] is not None and resume is None:
+            report = load_weights(model, model_weights(load_checkpoint(plain["weights"])))
             print(report)
             check_statistics(report, config)
         trainer = Trainer(
@@ -103,7 +104,7 @@ def main(cfg: DictConfig) -> None:
             train_set,
             val_set,
             config=config,
-            optim=hydra.utils.instantiate(cfg.optim),
+            optim=instantiate(plain["optim"]),
             record=record,
             device=device,
             prunes=ever_prunes(model, config),

@@ -8,15 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparse_dset.composition import check_complete, check_flags, explain, explain_unknown, leaves
+from sparse_dset.instantiate import instantiate
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import check_keep_ratio
 from sparse_dset.overrides import as_written, escaped, is_path, parsed
@@ -160,8 +160,13 @@ def options() -> dict[str, list[str]]:
 def _without_values(name: str, given: Sequence[Override]) -> DictConfig:
     """Composes what the same choices of groups give without any value of the command line."""
     choices = [o.input_line for o in given if o.key_or_group in options()]
+    return _composed_of_choices(name, tuple(line for line in choices if line is not None))
+
+
+@cache
+def _composed_of_choices(name: str, choices: tuple[str, ...]) -> DictConfig:
     try:
-        return compose(name, overrides=[line for line in choices if line is not None])
+        return compose(name, overrides=list(choices))
     except (HydraException, OmegaConfBaseException):  # one of the choices is at fault
         return compose(name)
 
@@ -183,13 +188,7 @@ def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Det
     model = dict(cfg["model"])
     if not pretrained and "weights" in model["backbone"]:
         model["backbone"] = {**model["backbone"], "weights": None}
-    try:
-        return hydra.utils.instantiate(model, _convert_="all")
-    except InstantiationException as error:
-        # What the constructor said is clearer than where hydra was when it said it.
-        if isinstance(error.__cause__, ValueError | ImportError):
-            raise error.__cause__ from None
-        raise
+    return instantiate(model)
 
 
 def build_detector(

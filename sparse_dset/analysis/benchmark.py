@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from itertools import cycle
 from typing import Any
 
-import hydra
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from sparse_dset.checks import check_list, check_number, check_size
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
+from sparse_dset.instantiate import instantiate
 from sparse_dset.models.detector import EXECUTIONS, Detector, DetectorOutput
 from sparse_dset.models.pruner import ByContent, check_keep_ratio
 from sparse_dset.ops.cpu import chosen_algorithm
@@ -376,14 +376,11 @@ def open_validation_set(
     if size is not None:
         val["transforms"] = {**val["transforms"], "size": list(size)}
     try:
-        dataset = hydra.utils.instantiate(val, _convert_="all")
-    except Exception as error:
-        cause = error.__cause__
-        if isinstance(cause, FileNotFoundError):
-            raise FileNotFoundError(
-                f"the data set is not here: {cause}; name another with data= and data.root="
-            ) from error
-        raise
+        dataset = instantiate(val)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the data set is not here: {error}; name another with data= and data.root="
+        ) from error
     if class_names is not None and list(class_names) != list(dataset.class_names):
         raise ValueError(
             f"the model knows the classes {list(class_names)}, but {dataset.annotations} has "

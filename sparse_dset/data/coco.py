@@ -20,6 +20,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
 from sparse_dset.data.images import MAX_PIXELS, ImageReadError, read_image, read_size
+from sparse_dset.paths import expand_home
 
 # Sides below this many pixels vanish when float32 corners are subtracted.
 _MIN_SIDE = 0.01
@@ -113,8 +114,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self.root = Path(root)
-        self.annotations = Path(annotations)
+        self.root = Path(expand_home(root))
+        self.annotations = Path(expand_home(annotations))
         self.transforms = transforms
         self.max_pixels = max_pixels
         self.skipped: dict[int, str] = {}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparse_dset.config import build_from_config, with_pruner
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.rtdetr_names import spread_to_experts
+from sparse_dset.paths import expand_home
 
 _SCALARS = (str, int, float, bool, type(None))
 
@@ -44,7 +45,7 @@ def save_checkpoint(
     """
     content = {"model": dict(model_state), "config": dict(config), **entries}
     assert_plain(content)
-    path = Path(path)
+    path = Path(expand_home(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -70,7 +71,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
         ValueError: the file is cut short or not a checkpoint, or it holds objects that the safe
             loader refuses and ``trust`` is False.
     """
-    content = _read(Path(path), trust)
+    content = _read(Path(expand_home(path)), trust)
     if content.get("half"):
         content["model"] = {name: _widen(value) for name, value in content["model"].items()}
     return content

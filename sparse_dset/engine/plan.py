@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.errors import InstantiationException
 from torch import nn
 
 from sparse_dset.config import build_from_config
 from sparse_dset.engine.checkpoint import LoadReport
 from sparse_dset.engine.optim import OptimConfig
 from sparse_dset.engine.train import PruningSchedule, TrainConfig
+from sparse_dset.instantiate import instantiate
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import BY_CONTENT
 
@@ -28,7 +27,7 @@ def check_plan(plain: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value is out of its range, or settings contradict each other.
     """
-    train, optim = (_made(plain[name]) for name in ("train", "optim"))
+    train, optim = (instantiate(plain[name]) for name in ("train", "optim"))
     pruner, pruning = plain["pruner"], train.pruning
     if plain["peer"] not in (None, "hugging_face"):
         raise ValueError(f"peer must be hugging_face or null, got {plain['peer']!r}")
@@ -131,10 +130,3 @@ def _warn_of_late_pruning(train: TrainConfig, pruning: PruningSchedule) -> None:
             "ratio at the end; fewer warm-up epochs, or train.execution=dense, say what is meant",
             stacklevel=3,
         )
-
-
-def _made(settings: Mapping[str, Any]) -> Any:
-    try:
-        return hydra.utils.instantiate(settings)
-    except InstantiationException as error:
-        raise ValueError(str(error.__cause__ or error)) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ from sparse_dset.config import (
     compose_config,
     config_dir,
 )
+from sparse_dset.instantiate import instantiate
 
 LARGE = {"r50", "r101"}
 
@@ -55,16 +55,16 @@ def test_every_top_level_configuration_composes(name):
 @pytest.mark.parametrize("name", _names("experiment"))
 def test_every_experiment_builds(name):
     cfg = compose_config("train", [f"experiment={name}"])
-    hydra.utils.instantiate(cfg["optim"])
-    hydra.utils.instantiate(cfg["train"])
+    instantiate(cfg["optim"])
+    instantiate(cfg["train"])
     build_from_config(cfg, pretrained=False)
 
 
 @pytest.mark.parametrize("option", _names("optim"))
 def test_every_optimiser_builds(option):
     cfg = compose_config("train", [f"optim={option}", "data=synthetic"])
-    hydra.utils.instantiate(cfg["optim"])
-    hydra.utils.instantiate(cfg["train"])
+    instantiate(cfg["optim"])
+    instantiate(cfg["train"])
 
 
 @pytest.mark.parametrize("option", _names("data"))
