@@ -21,10 +21,11 @@ $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/cpu/*)
 	$(VENV)/bin/pip install --no-build-isolation -e ".[spconv]"
 	touch $@
 
-# torch-scatter is compiled against the installed torch: some minutes, once.
+# torch-scatter is compiled against the installed torch: some minutes, once. The rest is wheels, those
+# of the runtimes that the README compares with too (some seconds), so that its commands can be tested.
 $(VENV)/.ready-test: $(VENV)/.ready
 	@echo "compiling torch-scatter, which takes some minutes the first time ..."
-	$(VENV)/bin/pip install --no-build-isolation -e ".[all,sweep,test]"
+	$(VENV)/bin/pip install --no-build-isolation -e ".[all,sweep,peers,test]"
 	touch $@
 
 setup: $(VENV)/.ready

@@ -18,12 +18,12 @@ from sparse_dset.analysis.comparison import Comparison
 from sparse_dset.analysis.peers import (
     NcnnConvolution,
     cross_attentions,
-    export_dense,
     installed,
     onnxruntime_network,
     openvino_network,
 )
 from sparse_dset.models.detector import Detector
+from sparse_dset.models.export import export_onnx
 from sparse_dset.ops import (
     available_backends,
     dense_conv2d,
@@ -40,6 +40,12 @@ SHAPES = ((128, 80), (256, 80), (256, 40), (64, 160))
 
 WITH_PEER = ("r18", "r50", "lite0")
 """Models that Hugging Face's RT-DETRv2 can be built like."""
+
+RUNTIMES = (
+    ("ONNX Runtime", "onnxruntime", onnxruntime_network),
+    ("OpenVINO", "openvino", openvino_network),
+)
+"""Title, package, and what runs an exported network."""
 
 PRIME = 3
 """Parts are timed as in a loop over them, their operands near; only whole networks bring their own
@@ -188,11 +194,8 @@ def peer_cases(
     with tempfile.TemporaryDirectory() as folder:
         if installed("onnx"):
             path = Path(folder, "dense.onnx")
-            export_dense(model, images, path)
-            for title, package, network in (
-                ("ONNX Runtime", "onnxruntime", onnxruntime_network),
-                ("OpenVINO", "openvino", openvino_network),
-            ):
+            export_onnx(model, path)
+            for title, package, network in RUNTIMES:
                 if installed(package):
                     arms[title] = exported(network(path, torch.get_num_threads()))
         yield Comparison(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.detector import Detector
@@ -76,47 +76,6 @@ def cross_attentions(detector: Detector) -> list[MSDeformableAttention]:
     """Returns the deformable attention of each decoder layer."""
     modules = detector.decoder.decoder.modules()
     return [module for module in modules if isinstance(module, MSDeformableAttention)]
-
-
-class _DenseNetwork(nn.Module):
-    """What is exported: images to logits and boxes."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.detector(images, execution="dense")
-        return out.pred_logits, out.pred_boxes
-
-
-def export_dense(detector: Detector, images: Tensor, path: Path) -> None:
-    """Writes the dense execution of a fused detector as ONNX, for images of this size.
-
-    Args:
-        detector: fused; it is left as it was.
-        images: ``[B, 3, H, W]``.
-    """
-    backend, detector.backend = detector.backend, "reference"
-    layers = cross_attentions(detector)
-    try:
-        for attention in layers:
-            attention.lean = False  # grid sampling is what ONNX knows
-        network = _DenseNetwork(detector).eval()
-        network(images)  # so that tables of whole grids are constants
-        torch.onnx.export(
-            network,
-            (images,),
-            str(path),
-            dynamo=False,
-            opset_version=17,
-            input_names=["images"],
-            output_names=["logits", "boxes"],
-        )
-    finally:
-        detector.backend = backend
-        for attention in layers:
-            attention.lean = True
 
 
 def onnxruntime_network(path: Path, threads: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

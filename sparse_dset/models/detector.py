@@ -160,7 +160,8 @@ class Detector(nn.Module):
             raise NotImplementedError(
                 f"torch.export and torch.jit.trace cannot capture execution={execution}: its "
                 "tables of sites are made for the content and the size of each batch; "
-                "torch.compile can run it"
+                "sparse_dset.models.export.export_onnx writes the dense execution for one size, "
+                "and torch.compile can run every execution"
             )
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"{len(targets)} targets were given for {len(images)} images")
@@ -178,6 +179,17 @@ class Detector(nn.Module):
                 backend,
                 StepTotals(totals),
             )
+
+    def run_for_export(self, images: Tensor) -> DetectorOutput:
+        """Runs the dense execution in plain PyTorch, as ``export_onnx`` captures it.
+
+        Args:
+            images: see ``forward``.
+        """
+        selector = self._selector("dense", None, 1.0)
+        with use_backend("reference", self.algorithm):
+            nothing = StepTotals()
+            return self._run(images, None, None, "dense", selector, None, "reference", nothing)
 
     def _run(
         self,

@@ -52,12 +52,14 @@ def test_training_steps_cost_less_memory_where_tokens_are_pruned():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["r18", "lite0"])
 def test_peers(name):
-    pytest.importorskip("transformers")
+    for package in ("transformers", "onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
     overrides = ["model.image_size=[128,128]"]
     detector = build_detector(name, 80, overrides, pretrained=False).eval()
     with torch.no_grad():
         (case,) = kernel_cases.peer_cases(detector, name, (0.5, 1.0))
         rows = {row["arm"]: row for row in compare(case, warmup=1, repeats=1)}
-    assert {"Hugging Face eager", "our dense", "sparse 0.5", "sparse 1"} <= set(rows)
+    ours = ["our dense", "sparse 0.5", "sparse 1"]
+    assert list(rows) == ["Hugging Face eager", *ours, "ONNX Runtime", "OpenVINO"]
     if name == "r18":
-        assert rows["our dense"]["error"] < 1e-4
+        assert max(rows[arm]["error"] for arm in rows if arm != "sparse 0.5") < 1e-4
