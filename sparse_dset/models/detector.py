@@ -17,7 +17,6 @@ from sparse_dset.losses.losses import Losses
 from sparse_dset.losses.targets import pad_targets
 from sparse_dset.losses.totals import StepTotals
 from sparse_dset.models.backbone import Backbone
-from sparse_dset.models.backbone.padding import padding_stays_zero
 from sparse_dset.models.decoder.decoder import Decoder
 from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
 from sparse_dset.models.fuse import fuse
@@ -341,14 +340,7 @@ class Detector(nn.Module):
         if not levels:
             return []
         with SingleValuesNormalised() if self.training else nullcontext():
-            if not geometry.padded:
-                return self.backbone(x, levels)
-            with padding_stays_zero(geometry.pixel_mask()):
-                features = self.backbone(x, levels)
-        return [
-            f * geometry.valid_mask(4 << level).unsqueeze(1)
-            for f, level in zip(features, levels, strict=True)
-        ]
+            return self.backbone.extract(x, levels, geometry)
 
     def _encode(
         self,

@@ -58,6 +58,42 @@ def test_sizes_that_are_no_multiple_of_the_stride(execution, make_detector):
     _assert_same_as_alone(make_detector(), small, large, execution, 1e-7)
 
 
+SEE_PADDING = ["pvt_v2_b0", "tiny_vit_5m_224", "poolformer_s12", "mobilevit_xxs"]
+
+
+def _with_backbone(make_detector, name):
+    return make_detector(
+        "nano",
+        f"model.backbone.name={name}",
+        "model.backbone.weights=null",
+        "model.backbone.frozen=[]",
+    )
+
+
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+@pytest.mark.parametrize("name", SEE_PADDING)
+def test_a_backbone_that_sees_the_whole_image_does_not_see_padding(name, execution, make_detector):
+    model = _with_backbone(make_detector, name)
+    _assert_same_as_alone(model, *_pair((64, 64), (128, 192)), execution, 1e-7)
+    _assert_same_as_alone(model, *_pair((45, 83), (83, 125)), execution, 1e-7)
+
+
+def test_such_a_backbone_learns_from_a_padded_image_what_it_learns_from_it_alone(
+    make_detector, make_targets, assert_same_gradients
+):
+    alone, targets = _with_backbone(make_detector, "pvt_v2_b0"), make_targets(3)
+    padded = _with_backbone(make_detector, "pvt_v2_b0")
+    small, large = _pair((64, 83), (160, 128))
+    images, mask = _padded(small, large)
+    for model, arguments in (
+        (alone, {"images": small}),
+        (padded, {"images": images[:1], "padding_mask": mask[:1]}),
+    ):
+        losses = model(targets=targets, execution="dense", **arguments).losses
+        sum(losses.values()).backward()
+    assert_same_gradients(alone, padded)
+
+
 @pytest.mark.parametrize("execution", ["dense", "sparse"])
 def test_float32(execution, make_detector):
     small, large = _pair((64, 64), (160, 128), torch.float32)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from sparse_dset.models.backbone.padding import run_apart, run_masked, shows_padding
+from sparse_dset.models.geometry import Geometry
 from sparse_dset.models.layers import FeatureMap
 from sparse_dset.structures import Support
 
@@ -26,6 +29,31 @@ class Backbone(nn.Module):
     def out_channels(self) -> list[int]:
         """Channels of the maps at strides 8, 16 and 32, which the encoder reads."""
         return self.channels[1:]
+
+    @functools.cached_property
+    def sees_padding(self) -> bool:
+        """Whether padding changes what is computed inside an image, although it is kept zero.
+
+        Found out once, by running a copy on small images, see ``padding.shows_padding``.
+        """
+        return shows_padding(self)
+
+    def extract(self, x: Tensor, levels: range, geometry: Geometry) -> list[Tensor]:
+        """Computes some of the four maps of a batch, zero in the padding.
+
+        What is computed for an image does not depend on its padding. A backbone that would see it
+        (attention, statistics of the whole map) runs on each image at its own size, see
+        ``padding.run_apart``.
+
+        Args:
+            x: ``[B, C, H, W]``, see ``forward``.
+            levels: which of the maps.
+            geometry: where each image ends.
+        """
+        if not geometry.padded:
+            return self(x, levels)
+        run = run_apart if self.sees_padding else run_masked
+        return run(self, x, levels, geometry)
 
     def forward(
         self,

@@ -116,6 +116,9 @@ class ResNetVd(Backbone):
             released R50 and R101 models.
     """
 
+    sees_padding = False
+    """It is made of convolutions and poolings alone."""
+
     def __init__(self, depth: int, frozen_norm: bool = False) -> None:
         super().__init__()
         if depth not in _BLOCKS:
