@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset.config import build_from_config, with_pruner
+from sparse_dset.files import atomic_write
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.rtdetr_names import spread_to_experts
 from sparse_dset.paths import expand_home
@@ -28,10 +28,7 @@ def save_checkpoint(
     config: Mapping[str, Any],
     **entries: Any,
 ) -> None:
-    """Writes a checkpoint in one atomic step.
-
-    The file is written beside its final place, flushed to the disk and then renamed, so that
-    ``path`` holds either the former checkpoint or the whole new one, never a part.
+    """Writes a checkpoint in one atomic step, see `atomic_write`.
 
     Args:
         path: the file to write; its folder is made when it is absent.
@@ -42,20 +39,12 @@ def save_checkpoint(
     Raises:
         TypeError: a value other than str, int, float, bool, None, list, tuple, dict or tensor;
             the message shows where it stands.
+        OSError: the disk is full or the like; see `atomic_write`.
     """
     content = {"model": dict(model_state), "config": dict(config), **entries}
     assert_plain(content)
-    path = Path(expand_home(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(expand_home(path)) as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
+from sparse_dset.files import append_line
+
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Appends one JSON line and flushes it to the disk.
-
-    The line goes out in a single write to a file opened for appending, so that rows of several
-    processes do not mix. A last line that a crash cut short is closed first. NaN and infinity,
-    which JSON lacks, become null.
+    """Appends one JSON line, see `append_line`. NaN and infinity, which JSON lacks, become null.
 
     Raises:
         TypeError: a value that JSON cannot hold; nothing is written.
+        OSError: the disk is full or the like; the rows before are whole.
     """
-    line = json.dumps(_finite(dict(row)), allow_nan=False) + "\n"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and _is_cut_short(path):
-        line = "\n" + line
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    append_line(path, json.dumps(_finite(dict(row)), allow_nan=False))
+
+
+NOT_AVAILABLE = "n/a"
+"""What people are shown for a number that is not defined: the AP of a class without objects."""
+
+
+def shown(value: float | None, spec: str) -> str:
+    """Formats a number for people; ``n/a`` where it is not defined (NaN, or null in a row)."""
+    return format(value, spec) if is_defined(value) else NOT_AVAILABLE
+
+
+def is_defined(value: float | None) -> TypeGuard[float]:
+    """Whether a number is one: neither NaN nor infinite, nor null in a row."""
+    return value is not None and math.isfinite(value)
 
 
 def now() -> str:
@@ -111,11 +113,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _is_cut_short(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
