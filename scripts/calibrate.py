@@ -46,8 +46,8 @@ def main(cfg: DictConfig) -> None:
     settings |= {key: cfg[key] for key in ("halo", "score_by") if cfg[key] is not None}
     model, config = read_detector(cfg.checkpoint, pruner=settings)
     halo = model.pruner.halo
-    asked = check_config(cfg).get("data")
-    dataset = open_validation_set(asked or config["data"], cfg.size, config["model"]["class_names"])
+    data = check_config(cfg).get("data") or config.get("data")
+    dataset = open_validation_set(data, cfg.size, config["model"]["class_names"])
     with process_group(cfg.device) as device:
         loader = evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers)
         selector, scored = calibrated(model.to(device), loader, device=device)

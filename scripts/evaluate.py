@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     if keep_ratio is None and isinstance(model.pruner.selector, TopK):
         keep_ratio = model.pruner.selector.keep_ratio
     dataset = open_validation_set(
-        plain.get("data") or record["data"], cfg.size, record["model"]["class_names"]
+        plain.get("data") or record.get("data"), cfg.size, record["model"]["class_names"]
     )
     with process_group(cfg.device) as device:
         metrics = evaluate(

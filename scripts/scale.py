@@ -40,8 +40,8 @@ def main(cfg: DictConfig) -> None:
     """Measures, prints a table and writes rows and a plot."""
     set_threads(cfg.threads)
     model, config = read_detector(cfg.checkpoint)
-    asked = check_config(cfg).get("data")
-    dataset = open_validation_set(asked or config["data"], None, config["model"]["class_names"])
+    data = check_config(cfg).get("data") or config.get("data")
+    dataset = open_validation_set(data, None, config["model"]["class_names"])
     image, target = dataset[cfg.image]
     folder, rows = Path(cfg.output_dir), []
     for row in measure_scale(

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import nn
 
@@ -27,6 +25,9 @@ from sparse_dset.engine.checkpoint import (
     model_weights,
     weights_name,
 )
+from sparse_dset.engine.claim import check_unclaimed, claimed
+from sparse_dset.engine.datasets import open_dataset
+from sparse_dset.engine.outputs import job_folder
 from sparse_dset.engine.plan import check_plan, check_statistics, ever_prunes
 from sparse_dset.engine.train import Trainer, prepare
 from sparse_dset.instantiate import instantiate
@@ -65,14 +66,13 @@ def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
     return PeerDetector(model["num_classes"], pretrained, model["backbone"].get("frozen", ()))
 
 
-@script("train")
-def main(cfg: DictConfig) -> None:
-    """Builds everything from the configuration and trains."""
-    plain = check_config(cfg)
-    config = instantiate(plain["train"])
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # every job has a folder of its own
-        config = replace(config, output_dir=HydraConfig.get().runtime.output_dir)
-    last = Path(config.output_dir) / "last.pt"
+def _start(plain: dict[str, Any], folder: Path) -> Path | None:
+    """Returns the checkpoint to go on from; ``resume`` becomes null where there is none yet.
+
+    Raises:
+        FileExistsError: the folder holds another run.
+    """
+    last = folder / "last.pt"
     resume = last if plain["resume"] is True else Path(plain["resume"]) if plain["resume"] else None
     if plain["resume"] is True and not last.exists():
         print(f"{last} is not there yet: a new run")
@@ -83,10 +83,34 @@ def main(cfg: DictConfig) -> None:
             f"{last} belongs to an earlier run; continue it with resume=true, or choose another "
             "train.output_dir"
         )
-    with distributed.process_group(config.device) as device:
+    return resume
+
+
+def _open_data(data: dict[str, Any]) -> tuple[CocoDetection | Mosaic, CocoDetection | None]:
+    """The training images and those to evaluate on, if there are any."""
+    train_set = open_dataset(data["train"], "data.train")
+    if data.get("val") is not None:
+        return train_set, open_dataset(data["val"], "data.val")
+    if distributed.is_main():
+        print("data.val=null: nothing is evaluated; last.pt is the result, and there is no best.pt")
+    return train_set, None
+
+
+def _check(plain: dict[str, Any]) -> None:
+    check_plan(plain)
+    check_unclaimed(plain["train"]["output_dir"])
+
+
+@script("train")
+def main(cfg: DictConfig) -> None:
+    """Builds everything from the configuration and trains."""
+    plain = check_config(cfg)
+    config = instantiate(plain["train"])
+    config = replace(config, output_dir=str(job_folder(config.output_dir)))
+    with distributed.process_group(config.device) as device, claimed(config.output_dir):
+        resume = _start(plain, Path(config.output_dir))
         prepare(config)
-        train_set = instantiate(plain["data"]["train"])
-        val_set = instantiate(plain["data"].get("val"))
+        train_set, val_set = _open_data(plain["data"])
         names = _class_names(train_set, val_set)
         _check_classes(plain, names)
         plain["model"] |= {"class_names": names, "num_classes": len(names)}
@@ -115,5 +139,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_command_line("train", check_plan)
+    check_command_line("train", _check)
     main()

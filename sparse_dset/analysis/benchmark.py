@@ -21,9 +21,9 @@ from sparse_dset.analysis.profile import Run, time_groups
 from sparse_dset.analysis.table import LEVELS
 from sparse_dset.checks import check_list, check_number, check_size
 from sparse_dset.data.coco import CocoDetection
+from sparse_dset.engine.datasets import open_dataset
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
-from sparse_dset.instantiate import instantiate
 from sparse_dset.models.detector import EXECUTIONS, Detector, DetectorOutput
 from sparse_dset.models.pruner import ByContent, check_keep_ratio
 from sparse_dset.ops.cpu import chosen_algorithm
@@ -357,7 +357,7 @@ def measure(
 
 
 def open_validation_set(
-    data: Mapping[str, Any],
+    data: Mapping[str, Any] | None,
     size: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> CocoDetection:
@@ -369,18 +369,18 @@ def open_validation_set(
         class_names: those of the model, which must be the data's; None: not checked.
 
     Raises:
-        FileNotFoundError: the annotations are not there.
+        FileNotFoundError: there is no validation set, or its annotations are not there.
         ValueError: the model knows other classes.
     """
+    if not data or data.get("val") is None:
+        raise FileNotFoundError(
+            "there are no validation images (data.val=null, perhaps of the training); name some "
+            "with data= and data.root=, e.g. data=coco data.root=/path"
+        )
     val = dict(data["val"])
     if size is not None:
         val["transforms"] = {**val["transforms"], "size": list(size)}
-    try:
-        dataset = instantiate(val)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"the data set is not here: {error}; name another with data= and data.root="
-        ) from error
+    dataset = open_dataset(val, "data.val")
     if class_names is not None and list(class_names) != list(dataset.class_names):
         raise ValueError(
             f"the model knows the classes {list(class_names)}, but {dataset.annotations} has "
@@ -409,7 +409,7 @@ def find_validation_set(
     try:
         return open_validation_set(data, size, record["model"].get("class_names"))
     except FileNotFoundError as error:
-        if asked:
+        if asked and asked.get("val") is not None:
             raise
         print(f"random images and no AP: {error}")
         return None

@@ -114,7 +114,8 @@ def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
         num_images = -(-config.images // config.batch_size) * config.batch_size
         subject = open_subject(plain, config.size, num_images, device)
         evaluates = config.evaluate and plain["checkpoint"] is not None
-        if evaluates and subject.dataset is None and subject.config.get("data"):
+        data = plain.get("data") or subject.config.get("data") or {}
+        if evaluates and subject.dataset is None and data.get("val") is not None:
             raise FileNotFoundError(
                 "there are no images for AP: name data= and data.root=, or say evaluate=false"
             )

@@ -36,6 +36,11 @@ def check_plan(plain: Mapping[str, Any]) -> None:
             f"peer={plain['peer']} runs dense only: set train.execution=dense, not "
             f"{train.execution}"
         )
+    if train.patience is not None and plain["data"].get("val") is None:
+        raise ValueError(
+            f"train.patience={train.patience} counts evaluations, and data.val=null leaves nothing "
+            "to evaluate on: give data.val, or set train.patience to null"
+        )
     if plain["weights"] is not None and not Path(plain["weights"]).is_file():
         raise ValueError(f"weights={plain['weights']}: there is no such file")
     if pruner["score_by"] != "learned":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import signal
 import time
 import warnings
@@ -31,6 +32,7 @@ from tqdm import tqdm
 from sparse_dset.checks import check_list, check_number
 from sparse_dset.data.collate import Batch, collate
 from sparse_dset.engine import distributed
+from sparse_dset.engine.best import Best
 from sparse_dset.engine.checkpoint import load_checkpoint, save_checkpoint
 from sparse_dset.engine.ema import ModelEMA
 from sparse_dset.engine.evaluate import (
@@ -41,7 +43,7 @@ from sparse_dset.engine.evaluate import (
     evaluation_loader,
 )
 from sparse_dset.engine.loading import batches_of, init_worker
-from sparse_dset.engine.loggers import append_row, environment, now
+from sparse_dset.engine.loggers import append_row, environment, now, shown
 from sparse_dset.engine.optim import OptimConfig, build_optimizer, build_scheduler
 from sparse_dset.engine.randomness import (
     SeededDataset,
@@ -54,6 +56,7 @@ from sparse_dset.engine.randomness import (
 )
 from sparse_dset.engine.resume import changed_settings
 from sparse_dset.engine.step_values import PassNumbers, step_values
+from sparse_dset.files import atomic_write
 from sparse_dset.losses.totals import over_the_step
 from sparse_dset.models.detector import EXECUTIONS
 from sparse_dset.models.synced_norm import SyncedBatchNorm
@@ -270,8 +273,7 @@ class Trainer:
         self.skipped_steps = 0
         self.sums: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
-        self.best: list[float] = [-1.0, -1.0]
-        self.stale_evaluations = 0
+        self.best = Best()
         # The processes share their first weights, but not what they draw while training.
         seed_everything(config.seed + distributed.rank())
 
@@ -305,7 +307,7 @@ class Trainer:
                 if stopped:
                     break
         if self._is_stale() and distributed.is_main():
-            tqdm.write(f"ended: {self.stale_evaluations} evaluations without a better AP")
+            tqdm.write(f"ended: {self.best.stale} evaluations without a better AP")
         if signals:
             raise SystemExit(128 + signals[0])
         return self.metrics
@@ -331,8 +333,8 @@ class Trainer:
             skipped_steps=self.skipped_steps,
             sums=self.sums,
             metrics=self.metrics,
-            best=self.best,
-            stale_evaluations=self.stale_evaluations,
+            best=list(self.best.result),
+            stale_evaluations=self.best.stale,
         )
 
     def resume(self, path: str | Path) -> None:
@@ -367,9 +369,27 @@ class Trainer:
         self.skipped_steps = state["skipped_steps"]
         self.sums = state["sums"]
         self.metrics = state["metrics"]
-        self.best = state["best"]
-        self.stale_evaluations = state["stale_evaluations"]
+        self.best = Best(tuple(state["best"]), state["stale_evaluations"])
+        if self.best.exists and not self._has_best(Path(path).parent):
+            if distributed.is_main():
+                tqdm.write(
+                    f"the best.pt of AP {self.best.result[1]:.4f} is neither in {self.folder} nor "
+                    f"beside {path}: the best evaluation from here on becomes best.pt"
+                )
+            self.best = Best(stale=self.best.stale)
         set_rng_state(state["rng"][distributed.rank()])
+
+    def _has_best(self, source: Path) -> bool:
+        """Whether the output folder has the best checkpoint; one of another folder is copied."""
+        if source.resolve() == self.folder.resolve():
+            return (self.folder / "best.pt").is_file()
+        best = source / "best.pt"
+        if not best.is_file() or load_checkpoint(best).get("best") != list(self.best.result):
+            return False  # of another run, or of this one further on
+        if distributed.is_main():
+            with best.open("rb") as theirs, atomic_write(self.folder / "best.pt") as own:
+                shutil.copyfileobj(theirs, own)
+        return True
 
     def _wrap(self) -> nn.Module:
         if distributed.world_size() == 1:
@@ -570,16 +590,10 @@ class Trainer:
         self.metrics = metrics or self.metrics
         if distributed.is_main():
             self._report(epoch, train, metrics, writer)
-        # Pruned results are not comparable with those of the dense warm-up: they always win.
-        progress = self._progress() if self.prunes else 1.0
-        score = metrics.get("AP", math.nan)
-        result = [float(progress > 0), -1.0 if math.isnan(score) else score]
-        if metrics and result > self.best:
-            self.best = result
-            self.stale_evaluations = 0
+        former, progress = self.best, self._progress() if self.prunes else 1.0
+        self.best = former.after(metrics.get("AP", math.nan), progress)
+        if self.best.result != former.result:
             self.save("best.pt")
-        elif metrics and progress == 1.0:
-            self.stale_evaluations += 1
         self.save("last.pt")
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
@@ -620,15 +634,17 @@ class Trainer:
             "config": self.record,
         }
         append_row(self.folder / "results.jsonl", row)
-        shown = " ".join(f"{name} {metrics[name]:.4f}" for name in ("AP", "AP50") if metrics)
-        tqdm.write(f"epoch {epoch}: loss {train.get('loss', math.nan):.4f} {shown}")
+        told = [f"{name} {shown(metrics[name], '.4f')}" for name in ("AP", "AP50") if metrics]
+        tqdm.write(" ".join([f"epoch {epoch}: loss {shown(train.get('loss'), '.4f')}", *told]))
         if writer is not None:
             for name, value in metrics.items():
+                if not math.isfinite(value):
+                    continue  # n/a has no point
                 writer.add_scalar(f"val/{name}", value, self.step)
 
     def _is_stale(self) -> bool:
         patience = self.config.patience
-        return patience is not None and self.stale_evaluations >= patience
+        return patience is not None and self.best.stale >= patience
 
     def _is_save_due(self) -> bool:
         every = self.config.save_every_steps

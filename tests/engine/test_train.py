@@ -192,7 +192,7 @@ def test_patience_ends_a_run_that_no_longer_gets_better(
     resumed.resume(trainer.folder / "last.pt")
     resumed.fit()
     assert [row["val"]["AP"] for row in rows_of(resumed)] == scores[:7]
-    assert resumed.best == [1.0, 0.3]
+    assert resumed.best.result == (1.0, 0.3)
 
 
 def test_without_pruning_every_evaluation_counts(
@@ -206,7 +206,7 @@ def test_without_pruning_every_evaluation_counts(
     trainer.prunes = False
     trainer.fit()
     assert trainer.closed_epochs == 3
-    assert trainer.best == [1.0, 0.9]
+    assert trainer.best.result == (1.0, 0.9)
 
 
 @pytest.mark.parametrize(("epoch", "expected"), [(0, 0), (10, 0), (12.5, 0.25), (20, 1), (99, 1)])
@@ -298,7 +298,7 @@ def test_images_without_boxes_train(
     trainer.fit()
     assert trainer.step == 1
     assert rows_of(trainer)[0]["val"]["AP"] is None
-    assert (trainer.folder / "best.pt").exists()
+    assert not (trainer.folder / "best.pt").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
