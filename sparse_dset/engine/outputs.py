@@ -1,4 +1,4 @@
-"""Where a script's files go, and what the command line said of them."""
+"""Where a script's files go."""
 
 from __future__ import annotations
 
@@ -14,11 +14,6 @@ def job_folder(output_dir: str | Path) -> Path:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return Path(HydraConfig.get().runtime.output_dir)
     return Path(output_dir)
-
-
-def job_overrides() -> list[str]:
-    """Returns what the command line said, for the rows of this job: which setting they are of."""
-    return list(HydraConfig.get().overrides.task)
 
 
 def check_output_dir(path: str | Path) -> None:
