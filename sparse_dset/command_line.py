@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import hydra
@@ -79,6 +80,7 @@ def check_command_line(
         checked = []
         for overrides in _jobs(name, written, sweeps):
             cfg = compose_config(name, overrides, complete=True)
+            _check_folder(cfg)
             validate(cfg)
             checked.append(cfg)
         return checked
@@ -91,6 +93,17 @@ def task_overrides() -> list[str]:
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     assert isinstance(overrides, list)
     return overrides
+
+
+def _check_folder(plain: Mapping[str, Any]) -> None:
+    """Refuses a folder for outputs that hydra, which writes its log there, cannot name."""
+    for prefix, holder in (("", plain), ("train.", plain.get("train") or {})):
+        folder = holder.get("output_dir")
+        if folder is not None and "${" in os.path.abspath(folder):
+            raise ValueError(
+                f"{prefix}output_dir={folder}: hydra takes ${{...}} in the name of this folder "
+                f"({os.path.abspath(folder)}) for an interpolation; choose another"
+            )
 
 
 def _is_multirun(name: str, arguments: Sequence[str]) -> bool:

@@ -140,6 +140,12 @@ def _path(value: str, read: object) -> str:
     """The path that a value means where there is no file of that very name."""
     if not value.strip():
         raise ValueError("the path is empty")
+    items = _items(value)
+    if len(items) > 1 and all(os.path.lexists(os.path.expanduser(item)) for item in items):
+        raise ValueError(
+            "there is no such path, but its parts are there: start the script with -m to run it "
+            "with one after the other, or, where a list is taken, write [...]"
+        )
     if isinstance(read, str) and os.path.lexists(read):
         return read  # it was written with hydra's backslashes
     return expand_home(value)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sparse_dset.command_line import check_command_line
-from sparse_dset.config import compose_config, config_dir
+from sparse_dset.config import compose_config, config_dir, package_file
+from sparse_dset.data.synthetic import write_dataset
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NAMES = sorted(path.stem for path in config_dir().glob("*.yaml") if path.stem != "detector")
@@ -90,6 +93,11 @@ def test_what_nothing_is_made_of_any_more_need_not_be_given() -> None:
         (["device=cüda"], "device=cüda: the value cannot be read"),
         (["device=cüda"], "as text it is written 'device=\"cüda\"'"),
         (["source=~nobody-here/x"], "source=~nobody-here/x: "),
+        (
+            ["source=conf,tests"],
+            "source=conf,tests: there is no such path, but its parts are there",
+        ),
+        (["output_dir=a/\\${b}"], "output_dir=a/${b}: hydra takes ${...}"),
         (["show_kept=off"], "show_kept must be true or false, got 'off'"),
     ],
 )
@@ -132,3 +140,77 @@ def test_home_in_a_file_of_conf_is_expanded(
     assert (plain["train"] if name == "train" else plain)["output_dir"] == place
     if data:
         assert plain["data"]["train"]["root"] == f"{place}/train2017"
+
+
+def _draw(root: Path) -> None:
+    """A small set in folders and files of other names than those of COCO 2017."""
+    write_dataset(root, {"train": 2, "val": 1}, height=96, width=160, progress=False)
+    (root / "images").rename(root / "bilder [1]")
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}.json").rename(root / f"{split}, boxes=2.json")
+
+
+def _ran(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_set_in_other_folders_is_trained_on_and_evaluated(tmp_path: Path) -> None:
+    """With paths in which hydra's grammar has a meaning for nearly every sign."""
+    root = tmp_path / "set (ü) ${x}"
+    _draw(root)
+    home = "~/set (ü) ${x}"
+    sets = [
+        *("data=coco", f"data.root={root}", f"data.train.root={root}/bilder [1]"),
+        *(f"data.train.annotations={root}/train, boxes=2.json", f"data.val.root={home}/bilder [1]"),
+        f"data.val.annotations={home}/val, boxes=2.json",
+    ]
+    limits = ["train.max_steps=1", "train.batch_size=2", "train.num_workers=0"]
+    small = ["model=nano", "data.size=[96,160]", "train.execution=dense"]
+    environment = {"HOME": str(tmp_path)}
+    _ran(_run("train", *sets, *small, *limits, "train.output_dir=~/epoch=1, {a}", **environment))
+    folder = tmp_path / "epoch=1, {a}"
+    assert (folder / "last.pt").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch=1, {a}", root.name]
+
+    said = _ran(
+        _run("evaluate", "checkpoint=~/epoch=1, {a}/last.pt", "output_dir='~/o, 2'", **environment)
+    )
+    assert f"{folder}/last.pt: dense" in said
+    (row,) = map(json.loads, (tmp_path / "o, 2" / "results.jsonl").read_text().splitlines())
+    assert row["data"] == f"{root}/val, boxes=2.json"
+
+
+@pytest.mark.slow
+def test_paths_of_a_sweep(tmp_path: Path) -> None:
+    weights = Path(package_file("weights/nano_roads.pt"))
+    names = ["epoch=3.pt", "b (1).pt", "#ü.pt"]
+    for name in names:
+        (tmp_path / name).symlink_to(weights)
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo (1).png")
+    arguments = [f"checkpoint={','.join(names)}", "source=photo (1).png", "output_dir=~/o"]
+    said = _ran(_run("predict", "-m", *arguments, cwd=tmp_path, HOME=str(tmp_path)))
+    assert "Launching 3 jobs" in said
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("name", ["predict", "train"])
+def test_home_of_a_user_configuration_is_where_files_go(name: str, tmp_path: Path) -> None:
+    """Also what is in a file that hydra reads, where no argument says it."""
+    conf = tmp_path / "conf"
+    (conf / "experiment").mkdir(parents=True)
+    key = "train:\n  output_dir" if name == "train" else "output_dir"
+    text = f"# @package _global_\n{key}: ~/placed\n"
+    (conf / "experiment" / "own.yaml").write_text(text)
+    sets = ["data=synthetic"] if name == "train" else ["checkpoint=x.pt", "source=x.png"]
+    plus = "" if name == "train" else "+"
+    done = _run(
+        name,
+        *("--config-dir", str(conf), f"{plus}experiment=own", *sets),
+        cwd=tmp_path,
+        HOME=str(tmp_path),
+    )
+    assert done.returncode != 0  # there is no data set, no checkpoint
+    assert (tmp_path / "placed" / ".hydra" / "config.yaml").is_file(), done.stderr
+    assert not (tmp_path / "~").exists()
