@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sparse_dset.checks import check_number
+from sparse_dset.ops.segment import widened
 
 
 class ModelEMA:
@@ -25,14 +26,15 @@ class ModelEMA:
         tau: length of the warm-up in updates; 0 for none.
 
     Attributes:
-        model: the averaged model.
+        model: the averaged model; half types are averaged, and kept, in float32.
         updates: how many updates were made.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000.0) -> None:
         check_number("decay", decay, at_least=0, below=1)
         check_number("tau", tau, at_least=0)
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        # The steps of an average are too small for half types.
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)._apply(widened)
         self.decay = decay
         self.tau = tau
         self.updates = 0

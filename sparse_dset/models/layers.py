@@ -23,6 +23,7 @@ from sparse_dset.ops import (
 )
 from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.ops.reference import window_rows
+from sparse_dset.ops.segment import take, widened
 from sparse_dset.structures import MaskedMap, SparseMap, Support, map_to_rows, rows_to_map
 
 FeatureMap = Tensor | MaskedMap | SparseMap
@@ -100,17 +101,18 @@ def average_pool(x: FeatureMap, onto: Place = None) -> FeatureMap:
     if not isinstance(x, SparseMap):
         return _like(x, F.avg_pool2d(_values(x), 2, ceil_mode=True), 2, onto)
     target = _support_of(onto)
-    sums = segment_sum(x.features, x.support.parents(target), target.num_sites)
+    sums = segment_sum(widened(x.features), x.support.parents(target), target.num_sites)
     _, y, x_cell = target.indices.unbind(1)
     cells = (x.support.height - 2 * y).clamp(max=2) * (x.support.width - 2 * x_cell).clamp(max=2)
-    return SparseMap(sums / cells[:, None].to(sums.dtype), target)
+    means = sums / cells[:, None].to(sums.dtype)
+    return SparseMap(means.to(x.features.dtype), target)
 
 
 def upsample_onto(x: FeatureMap, onto: Place) -> FeatureMap:
     """Doubles the resolution: each site of ``onto`` takes the value of its parent site."""
     if isinstance(x, SparseMap):
         support = _support_of(onto)
-        return SparseMap(x.features.index_select(0, support.parents(x.support)), support)
+        return SparseMap(take(x.features, support.parents(x.support)), support)
     if isinstance(x, MaskedMap):
         return MaskedMap.from_dense(_nearest(x.tensor), _support_of(onto))
     return _nearest(x)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparse_dset.checks import check_number
 from sparse_dset.models.layers import within_half
-from sparse_dset.ops.segment import segment_mean
+from sparse_dset.ops.segment import segment_mean, segment_sum, take
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class MoEFeedForward(nn.Module):
         order = experts.flatten().argsort(stable=True)
         token_of = order // self.top_k
         counts = torch.bincount(experts.flatten(), minlength=probs.shape[1]).tolist()
-        outputs = self.experts(tokens[token_of], counts, self.activation)
+        outputs = self.experts(take(tokens, token_of), counts, self.activation)
         outputs = outputs * gates.flatten()[order, None].to(outputs.dtype)
-        combined = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, token_of, outputs)
+        combined = segment_sum(outputs, token_of, len(tokens))
         return combined, RouterStats(probs, experts)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_dset.ops.activations import activate, check_activation
+from sparse_dset.ops.segment import widened
 from sparse_dset.ops.sparse_conv import (
     check_bias,
     check_features,
@@ -83,11 +84,13 @@ def depthwise_conv2d_reference(features: Tensor, weight: Tensor, table: Tensor) 
     Returns:
         ``[N_out, C]``.
     """
+    dtype = features.dtype
+    features, weight = widened(features), widened(weight)
     out = features.new_zeros(table.shape[0], features.shape[1])
     for tap, kernel in zip(table.unbind(1), weight.flatten(1).unbind(1), strict=True):
         there = (tap >= 0).nonzero().flatten()
         out.index_add_(0, there, features.index_select(0, tap[there]) * kernel)
-    return out
+    return out.to(dtype)
 
 
 @depthwise_conv2d_reference.register_fake
@@ -101,13 +104,15 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     features, weight, table = ctx.saved_tensors
+    dtype = features.dtype
+    features, weight, grad = widened(features), widened(weight), widened(grad)
     grad_features, grad_weight = torch.zeros_like(features), torch.zeros_like(weight).flatten(1)
     for i, tap in enumerate(table.unbind(1)):
         there = (tap >= 0).nonzero().flatten()
         rows, grads = tap[there], grad.index_select(0, there)
         grad_features.index_add_(0, rows, grads * weight.flatten(1)[:, i])
         grad_weight[:, i] = (features.index_select(0, rows) * grads).sum(0)
-    return grad_features, grad_weight.view_as(weight), None
+    return grad_features.to(dtype), grad_weight.view_as(weight).to(dtype), None
 
 
 depthwise_conv2d_reference.register_autograd(_backward, setup_context=_save)

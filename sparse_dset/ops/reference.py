@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_dset.ops.segment import widened
+
 
 @torch.library.custom_op("sparse_dset::sparse_conv2d", mutates_args=())
 def sparse_conv2d_reference(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
@@ -43,11 +45,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     grad_features = grad_weight = None
     if ctx.needs_input_grad[0]:
         grad_windows = grad @ weight.permute(0, 2, 3, 1).flatten(1)
+        grad_windows = widened(grad_windows).view(-1, features.shape[1])
         grad_padded = grad_windows.new_zeros(features.shape[0] + 1, features.shape[1])
-        grad_padded = grad_padded.index_add(
-            0, _rows(features, table), grad_windows.view(-1, features.shape[1])
-        )
-        grad_features = grad_padded[:-1]
+        grad_padded = grad_padded.index_add(0, _rows(features, table), grad_windows)
+        grad_features = grad_padded[:-1].to(features.dtype)
     if ctx.needs_input_grad[1]:
         # The windows are gathered again: nine times the features would be a lot to keep.
         products = grad.t() @ _windows(features, table)

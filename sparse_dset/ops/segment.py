@@ -1,4 +1,8 @@
-"""Reductions over rows that belong to segments of different sizes: images, patches, experts."""
+"""Reductions over rows that belong to segments of different sizes: images, patches, experts.
+
+Half types are summed in float32: a float16 sum overflows above 65,504, and a bfloat16 one stands
+still as soon as its terms are below a 256th of it.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,11 @@ except Exception as error:  # a wheel of another PyTorch fails in as many ways a
     torch_scatter = None
 
 
+def widened(values: Tensor) -> Tensor:
+    """Converts half types to float32, in which they are summed; other types pass as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def segment_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Sums the rows of each segment.
 
@@ -29,18 +38,34 @@ def segment_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
         size: the number of segments.
 
     Returns:
-        ``[size, ...]``; a segment without rows is zero.
+        ``[size, ...]`` of the dtype of ``values``; a segment without rows is zero.
     """
     _check(values, index)
+    return _sum(widened(values), index, size).to(values.dtype)
+
+
+def segment_mean(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Averages the rows of each segment; see ``segment_sum``. Integers give float32."""
+    _check(values, index)
+    counts = torch.bincount(index, minlength=size).clamp(min=1)
+    means = _sum(widened(values), index, size) / counts.view(-1, *[1] * (values.dim() - 1))
+    return means.to(values.dtype) if values.is_floating_point() else means
+
+
+def _sum(values: Tensor, index: Tensor, size: int) -> Tensor:
     if torch_scatter is not None:
         return torch_scatter.scatter_sum(values, index, dim=0, dim_size=size)
     return values.new_zeros(size, *values.shape[1:]).index_add(0, index, values)
 
 
-def segment_mean(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """Averages the rows of each segment; see ``segment_sum``."""
-    counts = torch.bincount(index, minlength=size).clamp(min=1)
-    return segment_sum(values, index, size) / counts.view(-1, *[1] * (values.dim() - 1))
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Gathers rows, one of which may be gathered often; its gradients are summed up in float32.
+
+    Args:
+        values: ``[N, ...]``.
+        index: int64 ``[M]`` in 0..N-1.
+    """
+    return widened(values).index_select(0, index).to(values.dtype)
 
 
 def _check(values: Tensor, index: Tensor) -> None:

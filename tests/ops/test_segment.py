@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparse_dset.ops import segment, segment_mean, segment_sum
+from sparse_dset.ops.segment import take
 
 
 @pytest.fixture(params=["torch_scatter", "torch"], autouse=True)
@@ -49,6 +50,46 @@ def test_no_rows(reduce) -> None:
     out = reduce(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3)
     assert out.shape == (3, 4)
     assert not out.any()
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("count", "value"), [(70_000, 1.0), (60_000, 0.1), (9_000, -7.0)])
+def test_half_rows_are_summed_in_float32(dtype: torch.dtype, count: int, value: float) -> None:
+    values = torch.full((count, 3), value, dtype=dtype, requires_grad=True)
+    index = torch.arange(count) % 2
+    for reduce in (segment_sum, segment_mean):
+        out = reduce(values, index, 3)
+        exact = reduce(values.detach().double(), index, 3)
+        assert out.dtype == dtype
+        # No more than the last rounding is lost.
+        torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(dtype).eps, atol=0)
+    mean = segment_mean(values, torch.zeros_like(index), 1)  # the sum may be above the type's range
+    torch.testing.assert_close(mean.double(), values[:1].double(), rtol=1e-2, atol=0)
+    out.sum().backward()
+    assert values.grad is not None
+    assert values.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_gradients_of_a_row_that_is_taken_often_add_up_in_float32(dtype: torch.dtype) -> None:
+    rows = torch.randn(3, 2).to(dtype).requires_grad_()
+    index = torch.arange(60_000) % 2
+    taken = take(rows, index)
+    assert taken.dtype == dtype
+    assert torch.equal(taken, rows[index])
+    grad = torch.full(taken.shape, 0.1, dtype=dtype)
+    taken.backward(grad)
+    expected = torch.stack([grad[index == i].double().sum(0) for i in range(3)])
+    assert torch.equal(rows.grad, expected.float().to(dtype))
+
+
+def test_whole_numbers_stay_whole_numbers() -> None:
+    values, index = torch.tensor([2**40, 1, 3]), torch.tensor([0, 0, 1])
+    assert segment_sum(values, index, 2).tolist() == [2**40 + 1, 3]
+    assert segment_mean(torch.tensor([1, 2, 3]), index, 2).tolist() == [1.5, 3.0]
 
 
 def test_wrong_index_is_named() -> None:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from sparse_dset.models.geometry import STRIDES, Geometry, pad_batch
 from sparse_dset.models.layers import on_rows
 from sparse_dset.models.synced_norm import norm_rows
+from sparse_dset.ops.segment import widened
 from sparse_dset.structures import MaskedMap, Support
 
 Run = Callable[[Tensor, range], list[Tensor]]
@@ -164,11 +165,12 @@ class padding_stays_zero(TorchFunctionMode):  # noqa: N801 - used like a functio
 
     def _mean(self, mean: Callable, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         """Zeros add nothing to the sum, but the whole map has more cells than the image."""
-        mask = self._mask(x)
+        wide = widened(x)  # in half types the share of a small image would have few digits left
+        mask = self._mask(wide)
         covered = mean(mask, *rest, **named)
-        return mean(x.masked_fill(mask == 0, 0), *rest, **named) / covered.masked_fill(
-            covered == 0, 1
-        )
+        within = mean(wide.masked_fill(mask == 0, 0), *rest, **named)
+        within = within / covered.masked_fill(covered == 0, 1)
+        return within.to(named.get("dtype") or x.dtype)
 
     def _batch_norm(
         self,

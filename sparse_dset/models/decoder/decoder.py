@@ -21,6 +21,7 @@ from sparse_dset.models.decoder.queries import QuerySelection
 from sparse_dset.models.geometry import Geometry
 from sparse_dset.models.layers import MLP, ConvNormLayer, FeatureMap, Fusable, at_least_float32
 from sparse_dset.models.moe import FeedForward, MoEConfig, RouterStats
+from sparse_dset.ops.segment import widened
 
 NO_QUERY_LOGIT = -100.0
 """The class logits of masked queries: their probability is 0 in float32."""
@@ -218,7 +219,10 @@ class Decoder(QuerySelection, Fusable):
         if self.training:
             target = target + self._zero()
         if noise is not None:
-            target = torch.cat([self.denoising_class_embed(noise.labels), target], 1)
+            table = self.denoising_class_embed
+            # All objects of a class add up in one row.
+            classes = F.embedding(noise.labels, widened(table.weight), table.padding_idx)
+            target = torch.cat([classes.to(table.weight.dtype), target], 1)
             boxes_unact = torch.cat([noise.boxes_unact.to(boxes_unact), boxes_unact], 1)
             mask = torch.cat([noise.query_mask, mask], 1)
 
