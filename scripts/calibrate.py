@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     model, config = read_detector(cfg.checkpoint, pruner=settings)
     halo = model.pruner.halo
     data = check_config(cfg).get("data") or config.get("data")
-    dataset = open_validation_set(data, cfg.size, config["model"]["class_names"])
+    dataset = open_validation_set(data, cfg.size, config["model"]["class_names"], model.view)
     with process_group(cfg.device) as device:
         loader = evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers)
         selector, scored = calibrated(model.to(device), loader, device=device)

@@ -14,6 +14,7 @@ from sparse_dset.analysis.benchmark import check_run, open_validation_set
 from sparse_dset.analysis.table import markdown_table
 from sparse_dset.command_line import check_command_line, script
 from sparse_dset.config import check_config
+from sparse_dset.data.view import view_of
 from sparse_dset.engine.checkpoint import read_detector
 from sparse_dset.engine.distributed import is_main, process_group
 from sparse_dset.engine.evaluate import check_precision, evaluate, evaluation_loader
@@ -44,7 +45,10 @@ def main(cfg: DictConfig) -> None:
     if keep_ratio is None and isinstance(model.pruner.selector, TopK):
         keep_ratio = model.pruner.selector.keep_ratio
     dataset = open_validation_set(
-        plain.get("data") or record.get("data"), cfg.size, record["model"]["class_names"]
+        plain.get("data") or record.get("data"),
+        cfg.size,
+        record["model"]["class_names"],
+        model.view,
     )
     with process_group(cfg.device) as device:
         metrics = evaluate(
@@ -61,6 +65,7 @@ def main(cfg: DictConfig) -> None:
             "time": now(),
             "checkpoint": cfg.checkpoint,
             "data": str(dataset.annotations),
+            "view": view_of(dataset).as_config(),
             "execution": execution,
             "keep_ratio": keep_ratio,
             "amp": cfg.amp,
@@ -72,7 +77,8 @@ def main(cfg: DictConfig) -> None:
         if is_main():
             append_row(Path(cfg.output_dir) / "results.jsonl", row)
             ratio = "as the content asks" if keep_ratio is None else f"{keep_ratio:g}"
-            print(f"{cfg.checkpoint}: {execution}, keep ratio {ratio}\n")
+            print(f"{cfg.checkpoint}: {execution}, keep ratio {ratio}")
+            print(f"pictures are {view_of(dataset)}\n")
             shown = [(name, f"{value:.4g}") for name, value in metrics.items()]
             print(markdown_table(["metric", "value"], shown))
 

@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     set_threads(cfg.threads)
     model, config = read_detector(cfg.checkpoint)
     data = check_config(cfg).get("data") or config.get("data")
-    dataset = open_validation_set(data, None, config["model"]["class_names"])
+    dataset = open_validation_set(data, None, config["model"]["class_names"], model.view)
     image, target = dataset[cfg.image]
     folder, rows = Path(cfg.output_dir), []
     for row in measure_scale(

@@ -18,6 +18,7 @@ from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import build_from_config, check_config
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.data.transforms import Mosaic
+from sparse_dset.data.view import View, view_of
 from sparse_dset.engine import distributed
 from sparse_dset.engine.checkpoint import (
     load_checkpoint,
@@ -43,6 +44,13 @@ def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection | Non
             f"{val_set.class_names} in {val_set.annotations}"
         )
     return list(source.class_names)
+
+
+def _view(data: dict[str, Any], val_set: CocoDetection | None) -> View:
+    """How the detector will see pictures: as its validation does, which the data decides."""
+    if val_set is not None:
+        return view_of(val_set)
+    return instantiate(data["view"]) if data.get("view") else View(data["size"])
 
 
 def _check_classes(plain: dict[str, Any], names: list[str]) -> None:
@@ -114,7 +122,8 @@ def main(cfg: DictConfig) -> None:
         names = _class_names(train_set, val_set)
         _check_classes(plain, names)
         plain["model"] |= {"class_names": names, "num_classes": len(names)}
-        plain["model"]["image_size"] = plain["data"]["size"]  # predict resizes as validation does
+        view = _view(plain["data"], val_set)
+        plain["model"] |= {"view": view.as_config(), "image_size": list(view.size)}
         if config.execution is not None:  # what loads the checkpoint runs what was trained
             plain["model"]["execution"] = config.execution
         record = {**plain, "weights_name": weights_name(plain["weights"])}

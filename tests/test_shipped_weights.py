@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from sparse_dset import load_detector
 from sparse_dset.config import package_file
 from sparse_dset.data.synthetic import CLASSES, Scene, render_scene
+from sparse_dset.data.view import View
 from sparse_dset.losses.boxes import pairwise_iou
 from sparse_dset.models.detector import Detector
 
@@ -70,3 +73,9 @@ def test_a_picture_and_its_padded_batch_give_the_same(
 
 def test_class_names_come_with_the_weights(detector: Detector) -> None:
     assert detector.class_names == CLASSES
+
+
+def test_the_view_comes_with_the_weights() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_detector(WEIGHTS).view == View((384, 640), "stretch")

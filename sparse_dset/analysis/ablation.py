@@ -102,7 +102,7 @@ class CalibratedCheckpoint:
         self.model: Detector = load_detector(path, pruner=settings)
         config = checkpoint["config"]
         self.dataset: CocoDetection = open_validation_set(
-            config["data"], None, config["model"]["class_names"]
+            config["data"], None, config["model"]["class_names"], self.model.view
         )
         self.seed = seed
         torch.manual_seed(seed)

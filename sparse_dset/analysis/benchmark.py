@@ -6,6 +6,8 @@ import copy
 import random
 import statistics
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import cycle
@@ -13,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from sparse_dset.analysis.flops import count_flops, part_modules
@@ -21,9 +22,11 @@ from sparse_dset.analysis.profile import Run, time_groups
 from sparse_dset.analysis.table import LEVELS
 from sparse_dset.checks import check_list, check_number, check_size
 from sparse_dset.data.coco import CocoDetection
+from sparse_dset.data.view import View, view_of
 from sparse_dset.engine.datasets import open_dataset
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
+from sparse_dset.instantiate import instantiate
 from sparse_dset.models.detector import EXECUTIONS, Detector, DetectorOutput
 from sparse_dset.models.pruner import ByContent, check_keep_ratio
 from sparse_dset.ops.cpu import chosen_algorithm
@@ -360,13 +363,16 @@ def open_validation_set(
     data: Mapping[str, Any] | None,
     size: Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
+    view: View | None = None,
 ) -> CocoDetection:
     """Opens the validation images of a resolved data configuration.
 
     Args:
         data: as in conf/data, with the key ``val``.
-        size: (height, width) instead of the configured one.
+        size: (height, width) instead of the view's.
         class_names: those of the model, which must be the data's; None: not checked.
+        view: that of the model, by which it sees these images too; a data configuration that says
+            something else is warned of. None: as the data configuration says.
 
     Raises:
         FileNotFoundError: there is no validation set, or its annotations are not there.
@@ -378,6 +384,9 @@ def open_validation_set(
             "with data= and data.root=, e.g. data=coco data.root=/path"
         )
     val = dict(data["val"])
+    if view is not None:
+        _warn_of_other_view(val.get("transforms"), view)
+        val["transforms"] = view.as_config()
     if size is not None:
         val["transforms"] = {**val["transforms"], "size": list(size)}
     dataset = open_dataset(val, "data.val")
@@ -389,15 +398,29 @@ def open_validation_set(
     return dataset
 
 
+def _warn_of_other_view(transforms: Any, view: View) -> None:
+    said = instantiate(transforms) if transforms else None
+    if said != view:
+        shown = said if isinstance(said, View) else "something else"
+        warnings.warn(
+            f"pictures are {view}, as the model's validation saw them; the data configuration says "
+            f"{shown}. Give size=[height,width] for another size",
+            stacklevel=3,
+        )
+
+
 def find_validation_set(
-    asked: Mapping[str, Any] | None, record: Mapping[str, Any], size: Sequence[int] | None = None
+    asked: Mapping[str, Any] | None,
+    record: Mapping[str, Any],
+    size: Sequence[int] | None = None,
+    view: View | None = None,
 ) -> CocoDetection | None:
     """Opens the data that was asked for, else that of a checkpoint's configuration, if it is here.
 
     Args:
         asked: a resolved data configuration, or None.
         record: the configuration of the detector; the data must have its ``model.class_names``.
-        size: see `open_validation_set`.
+        size, view: see `open_validation_set`.
 
     Raises:
         FileNotFoundError, ValueError: see `open_validation_set`; data that was not asked for may
@@ -407,7 +430,7 @@ def find_validation_set(
     if data is None:
         return None
     try:
-        return open_validation_set(data, size, record["model"].get("class_names"))
+        return open_validation_set(data, size, record["model"].get("class_names"), view)
     except FileNotFoundError as error:
         if asked and asked.get("val") is not None:
             raise
@@ -415,20 +438,23 @@ def find_validation_set(
         return None
 
 
-def sample_images(
-    dataset: CocoDetection, batch_size: int, size: Sequence[int] | None = None
-) -> Tensor:
+def sample_images(dataset: CocoDetection, batch_size: int) -> Tensor:
     """Returns images spread evenly over a data set: ``[B, 3, H, W]`` in [0, 1].
 
+    They are what validation sees, without padding: where a view that keeps the proportions gives
+    several sizes, the images are those of the most frequent one, which is told.
+
     Args:
-        dataset: where they come from.
+        dataset: where they come from; its transforms are a ``View``.
         batch_size: B; images repeat where the data set has fewer.
-        size: (H, W) to which all are stretched; None is the size of the first.
     """
-    images = [dataset[i * len(dataset) // batch_size][0] for i in range(batch_size)]
-    size = tuple(images[0].shape[-2:] if size is None else size)
-    stretched = [F.interpolate(x[None], size, mode="bilinear", antialias=True) for x in images]
-    return torch.cat(stretched).clamp(0.0, 1.0)
+    view = view_of(dataset)
+    sizes = [view.size_of(*record.size) for record in dataset.records]
+    ((height, width), count) = Counter(sizes).most_common(1)[0]
+    if count < len(sizes):
+        print(f"images: the {count} of {len(sizes)} that are seen as {height}x{width} pixels")
+    own = [i for i, size in enumerate(sizes) if size == (height, width)]
+    return torch.stack([dataset[own[i * count // batch_size]][0] for i in range(batch_size)])
 
 
 def evaluate_arm(

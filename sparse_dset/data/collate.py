@@ -52,17 +52,22 @@ def collate(samples: Sequence[tuple[Tensor, Target]], size_divisor: int = 32) ->
     """
     if not samples:
         raise ValueError("a batch needs at least one sample")
-    sizes = torch.tensor([image.shape[-2:] for image, _ in samples])
+    images, padding_mask = pad_images([image for image, _ in samples], size_divisor)
+    return Batch(images, padding_mask, [target for _, target in samples])
+
+
+def pad_images(images: Sequence[Tensor], size_divisor: int = 32) -> tuple[Tensor, Tensor | None]:
+    """Joins images ``[3, h, w]`` of any sizes as ``collate`` does.
+
+    Returns:
+        ``[B, 3, H, W]`` and bool ``[B, H, W]``, True = padding; None where no image is padded.
+    """
+    sizes = torch.tensor([image.shape[-2:] for image in images])
     height, width = _round_up(sizes.amax(dim=0), size_divisor)
-    images = [
-        F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
-        for image, _ in samples
+    padded = [
+        F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images
     ]
-    return Batch(
-        images=torch.stack(images),
-        padding_mask=_mask_of(sizes, height, width),
-        targets=[target for _, target in samples],
-    )
+    return torch.stack(padded), _mask_of(sizes, height, width)
 
 
 def _round_up(size: Tensor, divisor: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sparse_dset.checks import check_list, check_number, check_size
+from sparse_dset.data.view import View, fitted_size
 
 if TYPE_CHECKING:
     from sparse_dset.data.coco import CocoDetection, Target
@@ -84,20 +85,10 @@ def train_transforms(
 
 
 def eval_transforms(
-    size: int | Sequence[int], mode: Literal["fixed", "letterbox"] = "fixed"
-) -> v2.Transform:
-    """The view for evaluation.
-
-    Args:
-        size: (h, w); an int for a square.
-        mode: ``"fixed"`` stretches every image to exactly ``size``; ``"letterbox"`` keeps the
-            aspect, so that the image fits within ``size``. Padding is left to ``collate``.
-    """
-    if mode == "fixed":
-        return v2.Resize(_size(size))
-    if mode == "letterbox":
-        return Letterbox(size)
-    raise ValueError(f"mode must be 'fixed' or 'letterbox', got {mode!r}")
+    size: int | Sequence[int], mode: Literal["fixed", "stretch", "letterbox"] = "stretch"
+) -> View:
+    """The view for evaluation; see ``View``. ``"fixed"`` is an older word for ``"stretch"``."""
+    return View(size, "stretch" if mode == "fixed" else mode)  # type: ignore[arg-type]
 
 
 class Letterbox(v2.Transform):
@@ -115,8 +106,7 @@ class Letterbox(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
-        scale = min(self.size[0] / height, self.size[1] / width, self.largest)
-        return {"size": [max(1, round(height * scale)), max(1, round(width * scale))]}
+        return {"size": list(fitted_size((height, width), self.size, self.largest))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.resize, inpt, **params)

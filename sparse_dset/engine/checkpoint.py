@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset.config import build_from_config, with_pruner
+from sparse_dset.data.view import View, recorded_view
 from sparse_dset.files import atomic_write
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.rtdetr_names import spread_to_experts
@@ -183,10 +185,27 @@ def read_detector(
         RuntimeError: the weights do not fit the configuration.
     """
     checkpoint = load_checkpoint(path, trust=trust)
-    config = with_pruner(detector_config(checkpoint, path), pruner or {})
+    config = with_pruner(_with_view(detector_config(checkpoint, path), path), pruner or {})
     detector = build_from_config(config, pretrained=False)
     detector.load_state_dict(model_weights(checkpoint))
     return detector.eval(), config
+
+
+def _with_view(config: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Adds the view to the configuration of a checkpoint from before it held one."""
+    model = config["model"]
+    if model.get("view") is not None:
+        return config
+    recorded = recorded_view((config.get("data") or {}).get("val"))
+    view = recorded or View(tuple(model.get("image_size", (640, 640))))
+    warnings.warn(
+        f"{path} does not say how pictures are to be seen; assumed, by its "
+        f"{'validation data' if recorded else 'image_size'}: they are {view}. Where that is wrong, "
+        "set model.view in its configuration; checkpoint.replace_config writes it",
+        stacklevel=2,
+    )
+    size = list(view.size)
+    return {**config, "model": {**model, "view": view.as_config(), "image_size": size}}
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,19 @@ _PATHS = ("root", "annotations")
 _TRAIN = (
     *("output_dir", "num_workers", "threads", "device", "progress_bar", "log_every"),
     *("save_every_steps", "eval_every", "eval_batch_size", "patience", "max_steps", "max_minutes"),
+    "max_detections",
 )
 _FREE = {"resume", "weights", *(f"train.{name}" for name in _TRAIN)}
-# The same as `pruner` while training; scripts/calibrate.py changes it afterwards.
-_COPY = "model.pruner."
+# `pruner` and the view of `data.val` again; scripts/calibrate.py changes the former afterwards.
+_VIEW = "data.val.transforms."
+# Runs of before wrote the same view in these other words.
+_SAME_VIEW = (
+    (f"{_VIEW}_target_", "sparse_dset.data.transforms.eval_transforms"),
+    (f"{_VIEW}_target_", "sparse_dset.data.view.View"),
+    (f"{_VIEW}mode", "fixed"),
+    (f"{_VIEW}mode", "stretch"),
+)
+_COPIES = ("model.pruner.", "model.view.", "data.view.")
 
 
 def changed_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -43,5 +52,6 @@ def lasting_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in leaves(dict(config))
         if name not in _FREE
         and name.rpartition(".")[2] not in _PATHS
-        and not name.startswith(_COPY)
+        and not name.startswith(_COPIES)
+        and (name, value) not in _SAME_VIEW
     }

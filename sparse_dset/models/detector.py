@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparse_dset.checks import check_number, check_size
 from sparse_dset.data.pixels import wrong_range
+from sparse_dset.data.view import View
 from sparse_dset.losses.losses import Losses
 from sparse_dset.losses.targets import pad_targets
 from sparse_dset.losses.totals import StepTotals
@@ -80,7 +81,8 @@ class Detector(nn.Module):
         execution: the default, one of ``EXECUTIONS``.
         backend, algorithm: of the sparse convolutions, see ``ops.use_backend``.
         class_names: for ``predict``; None: "0", "1", ...
-        image_size: (height, width) to which ``predict`` resizes.
+        image_size: (height, width) of the view where none is given: pictures are stretched to it.
+        view: how ``predict``, and whatever measures the detector, brings pictures to a size.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Detector(nn.Module):
         algorithm: str = "auto",
         class_names: Sequence[str] | None = None,
         image_size: Sequence[int] = (640, 640),
+        view: View | None = None,
     ) -> None:
         super().__init__()
         self.is_fused = False
@@ -107,7 +110,7 @@ class Detector(nn.Module):
         check_size("model.image_size", image_size)
         self.num_classes = num_classes
         self.class_names = tuple(class_names or map(str, range(num_classes)))
-        self.image_size = tuple(image_size)
+        self.view = view or View(tuple(image_size))  # type: ignore[arg-type]
         self.execution = _check_execution(execution)
         with use_backend(backend, algorithm):  # an unknown or missing one is an error now
             self.backend, self.algorithm = backend, algorithm
@@ -118,6 +121,15 @@ class Detector(nn.Module):
         self.encoder = encoder(backbone.out_channels)
         self.decoder = decoder(num_classes)
         self.losses = losses(num_classes)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the view; setting it keeps how pictures are brought to it."""
+        return self.view.size
+
+    @image_size.setter
+    def image_size(self, size: Sequence[int]) -> None:
+        self.view = self.view.with_size(size)
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from sparse_dset.checks import check_number
+from sparse_dset.data.collate import pad_images
 from sparse_dset.data.images import read_image, upright_tensor
 from sparse_dset.data.pixels import as_pixels
 from sparse_dset.models.modes import evaluation
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sparse_dset.models.detector import Detector
 
 Picture = str | Path | Image.Image | Tensor
+CELL = 32
+"""Pixels, as the detector sees a picture, of a side of the cells that ``kept`` tells of."""
 
 
 class Detections(TypedDict):
@@ -28,7 +31,8 @@ class Detections(TypedDict):
 
     ``boxes`` float32 ``[N, 4]`` xyxy in pixels of the (upright) image, ``scores`` float32 ``[N]``,
     ``labels`` int64 ``[N]``, ``names`` their class names; ``kept`` bool ``[H, W]``, the stride-32
-    cells that were kept, of the image as the detector sees it.
+    cells that were kept, of the image as the detector sees it: ``view_size`` is its (height, width)
+    there in pixels, without padding, so that the last row and column of cells may reach beyond it.
     """
 
     boxes: Tensor
@@ -36,6 +40,7 @@ class Detections(TypedDict):
     labels: Tensor
     names: list[str]
     kept: Tensor
+    view_size: tuple[int, int]
 
 
 @torch.no_grad()
@@ -44,34 +49,45 @@ def predict(
     images: Sequence[Picture],
     threshold: float = 0.3,
     batch_size: int = 8,
+    *,
+    max_detections: int = 300,
     **options: Any,
 ) -> list[Detections]:
-    """Detects objects in pictures of any size, which are resized to ``model.image_size``.
+    """Detects objects in pictures of any size, which the detector sees as ``model.view`` says.
+
+    That is how validation saw them: what is found is what an evaluation finds.
 
     Args:
         model: the detector; it is left in the mode it came in.
         images: paths, PIL images, or tensors ``[3, H, W]`` (uint8, or float in [0, 1]).
         threshold: lowest score, in [0, 1].
         batch_size: images per forward pass.
+        max_detections: most detections of a picture; of more, the best ones.
         options: keyword arguments of the forward pass, e.g. ``execution`` or ``keep_ratio``.
 
     Raises:
         ImageReadError: a file cannot be read; the message names it.
-        ValueError: the threshold or the batch size is out of range, ``images`` is a single path,
-            or a tensor is no image (see ``data.pixels.as_pixels``).
+        ValueError: a setting is out of range, ``images`` is a single path, or a tensor is no
+            image (see ``data.pixels.as_pixels``).
         RuntimeError: a score or a box is not a number.
     """
     if isinstance(images, (str, Path, Image.Image, Tensor)):
         raise ValueError("predict takes a list of images; write predict([image])")
     check_number("threshold", threshold, at_least=0, at_most=1)
-    check_number("batch_size", batch_size, at_least=1, whole=True)
+    for name, value in (("batch_size", batch_size), ("max_detections", max_detections)):
+        check_number(name, value, at_least=1, whole=True)
     device = next(model.parameters()).device
     with evaluation(model):
         return [
             found
             for start in range(0, len(images), batch_size)
             for found in _detect(
-                model, images[start : start + batch_size], threshold, device, options
+                model,
+                images[start : start + batch_size],
+                threshold,
+                max_detections,
+                device,
+                options,
             )
         ]
 
@@ -80,16 +96,22 @@ def _detect(
     model: Detector,
     pictures: Sequence[Picture],
     threshold: float,
+    max_detections: int,
     device: torch.device,
     options: dict[str, Any],
 ) -> Iterator[Detections]:
     tensors = [_to_tensor(picture) for picture in pictures]
     sizes = [(t.shape[-2], t.shape[-1]) for t in tensors]
-    resized = [F.resize(t, list(model.image_size)) for t in tensors]
-    batch = torch.stack([F.to_dtype(t, torch.float32, scale=True) for t in resized]).to(device)
-    out = model(batch, **options)
-    selected = select_detections(out.pred_logits, out.pred_boxes, sizes, query_mask=out.query_mask)
-    for picture, one, kept in zip(pictures, selected, out.kept[-1], strict=True):
+    seen = [model.view.size_of(*size) for size in sizes]
+    resized = [F.to_dtype(model.view.resized(t), torch.float32, scale=True) for t in tensors]
+    images, padding_mask = pad_images([image.to(device) for image in resized])
+    if padding_mask is not None:
+        padding_mask = padding_mask.to(device)
+    out = model(images, padding_mask=padding_mask, **options)
+    selected = select_detections(
+        out.pred_logits, out.pred_boxes, sizes, max_detections, out.query_mask
+    )
+    for picture, size, one, kept in zip(pictures, seen, selected, out.kept[-1], strict=True):
         if not (one["scores"].isfinite().all() and one["boxes"].isfinite().all()):
             what = picture if isinstance(picture, (str, Path)) else type(picture).__name__
             raise RuntimeError(
@@ -102,7 +124,8 @@ def _detect(
             scores=one["scores"][:count],
             labels=labels,
             names=[model.class_names[label] for label in labels.tolist()],
-            kept=kept,
+            kept=kept[: -(-size[0] // CELL), : -(-size[1] // CELL)],
+            view_size=size,
         )
 
 

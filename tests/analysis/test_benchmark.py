@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from sparse_dset import build_detector
@@ -26,6 +28,7 @@ from sparse_dset.analysis.benchmark import (
     sample_images,
 )
 from sparse_dset.command_line import check_command_line
+from sparse_dset.data.view import View
 from sparse_dset.models.pruner import Threshold
 
 SCRIPTS = Path(benchmark.__file__).resolve().parents[2] / "scripts"
@@ -324,6 +327,38 @@ def test_images_are_spread_over_the_data_and_have_the_size_asked_for(tmp_path: P
     assert images.shape == (2, 3, 64, 96)
     assert images[:, 0].amax((1, 2)).tolist() == pytest.approx([0.0, 40 / 255], abs=1e-3)
     assert sample_images(open_validation_set(data, [32, 64]), 7).shape == (7, 3, 32, 64)
+
+
+@pytest.mark.parametrize(
+    "view", [View((64, 96), "letterbox"), View((32, 32)), View((40, 50), "letterbox")], ids=str
+)
+def test_images_are_seen_as_the_model_sees_them(tmp_path: Path, view: View) -> None:
+    data = coco_config(tmp_path)
+    with pytest.warns(UserWarning, match="as the model's validation saw them; the data conf"):
+        dataset = open_validation_set(data, view=view)
+    assert dataset.transforms == view
+    images = sample_images(dataset, 2)
+    assert images.shape == (2, 3, *view.size_of(48, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_validation_set(data, view=View((64, 96)))
+    with pytest.warns(UserWarning, match="Give size"):
+        smaller = open_validation_set(data, size=[32, 64], view=view)
+    assert smaller.transforms == View((32, 64), view.mode)
+
+
+def test_images_of_several_sizes_are_those_of_the_most_frequent(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = coco_config(tmp_path)
+    content = json.loads((tmp_path / "instances.json").read_text())
+    Image.new("RGB", (48, 64)).save(tmp_path / "0.png")
+    content["images"][0] |= {"height": 64, "width": 48}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    data["val"]["transforms"] = View((64, 64), "letterbox").as_config()
+    images = sample_images(open_validation_set(data), 4)
+    assert images.shape == (4, 3, 48, 64)
+    assert "images: the 4 of 5 that are seen as 48x64 pixels" in capsys.readouterr().out
 
 
 def test_absent_data_is_an_error_only_where_it_was_asked_for(

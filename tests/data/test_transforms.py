@@ -235,7 +235,7 @@ def test_letterbox_fits_within_and_keeps_the_aspect(shape, size, expected):
 
 
 def test_unknown_modes_are_refused():
-    with pytest.raises(ValueError, match="'fixed' or 'letterbox', got 'pad'"):
+    with pytest.raises(ValueError, match="'stretch' or 'letterbox', got 'pad'"):
         eval_transforms(32, "pad")  # type: ignore[arg-type]
 
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from sparse_dset.config import build_from_config, compose_config
+from sparse_dset.data.view import View
 from sparse_dset.engine.checkpoint import (
     export_weights,
     load_checkpoint,
+    load_detector,
     load_weights,
     model_weights,
     replace_config,
@@ -163,3 +166,30 @@ def test_another_configuration_changes_nothing_else(tmp_path: Path, half: bool) 
         assert after["model"][name].dtype == value.dtype
     assert after.get("step") == before.get("step")
     assert ("ema" in after) != half
+
+
+_EVAL = "sparse_dset.data.transforms.eval_transforms"
+
+
+@pytest.mark.parametrize(
+    ("transforms", "expected"),
+    [
+        (None, View((64, 96))),
+        ({"_target_": _EVAL, "size": [64, 96]}, View((64, 96))),
+        ({"_target_": _EVAL, "size": [96, 96], "mode": "letterbox"}, View((96, 96), "letterbox")),
+        ({"_target_": "elsewhere.Transform"}, View((64, 96))),
+    ],
+)
+def test_a_checkpoint_from_before_views_says_which_is_assumed(
+    tmp_path: Path, transforms: dict | None, expected: View
+) -> None:
+    config = compose_config("detector", ["model=nano", "model.image_size=[64,96]"])
+    model = build_from_config(config, pretrained=False)
+    assert config["model"].pop("view") is None
+    if transforms is not None:
+        config["data"] = {"val": {"transforms": transforms}}
+    save_checkpoint(tmp_path / "x.pt", model_state=model.state_dict(), config=config)
+    with pytest.warns(UserWarning, match=r"x\.pt does not say how .*set model\.view") as told:
+        loaded = load_detector(tmp_path / "x.pt")
+    assert loaded.view == expected
+    assert str(expected) in str(told[0].message)

@@ -26,3 +26,19 @@ def test_other_weights_are_another_start():
         "weights_name": ("4567", "0123")
     }
     assert changed_settings({**THEN, "weights": None, "weights_name": None}, THEN) == {}
+
+
+def _with_view(**transforms):
+    return {**THEN, "data": {"val": {"root": "x", "transforms": transforms}}}
+
+
+def test_the_same_view_in_other_words_is_no_change():
+    then = _with_view(_target_="sparse_dset.data.transforms.eval_transforms", size=[64, 96])
+    now = _with_view(_target_="sparse_dset.data.view.View", size=[64, 96], mode="stretch")
+    now["data"]["view"] = {"mode": "stretch"}
+    now["model"] = {**now["model"], "view": {"mode": "stretch"}}
+    assert changed_settings(now, then) == {}
+    fitted = _with_view(_target_="sparse_dset.data.view.View", size=[64, 96], mode="letterbox")
+    assert changed_settings(fitted, then) == {"data.val.transforms.mode": ("letterbox", None)}
+    larger = _with_view(_target_="sparse_dset.data.view.View", size=[96, 96], mode="stretch")
+    assert changed_settings(larger, then) == {"data.val.transforms.size": ([96, 96], [64, 96])}

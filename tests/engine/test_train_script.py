@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sparse_dset import build_detector
+from sparse_dset.data.view import View
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -72,3 +73,27 @@ def test_other_classes_than_those_of_the_data_are_refused(train, asked):
     assert done.returncode != 0
     assert "is asked for, but" in done.stderr
     assert "leave it out, the data decides" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "view"),
+    [
+        ("data.view.mode=letterbox", View((96, 160), "letterbox")),
+        ("++data.val.transforms.mode=letterbox", View((96, 160), "letterbox")),
+        ("data.val.transforms.size=[64,64]", View((64, 64))),
+    ],
+)
+def test_the_checkpoint_sees_what_its_validation_saw(train, tmp_path, asked, view):
+    done = train(asked)
+    assert done.returncode == 0, done.stderr
+    last = tmp_path / "run" / "last.pt"
+    assert load_checkpoint(last)["config"]["model"]["view"] == view.as_config()
+    assert load_detector(last).view == view
+
+
+@pytest.mark.slow
+def test_a_validation_that_cannot_be_described_is_refused(train):
+    done = train("data.val.transforms=null")
+    assert done.returncode != 0
+    assert "data.val.transforms must be a sparse_dset.data.view.View" in done.stderr

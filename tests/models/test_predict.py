@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_convert
 
 from sparse_dset import build_detector
+from sparse_dset.data.coco import CocoDetection
 from sparse_dset.data.images import ImageReadError
+from sparse_dset.data.view import View
+from sparse_dset.engine.evaluate import detect, evaluation_loader
 from sparse_dset.models.detector import Detector
 
 
@@ -155,3 +160,102 @@ def test_every_module_keeps_its_mode(model: Detector, picture: Path) -> None:
     model.predict([picture])
     assert model.decoder.training
     assert not model.encoder.training
+
+
+def _coco(folder: Path, sizes: list[tuple[int, int]]) -> CocoDetection:
+    """A data set of pictures of noise, of which each has one box."""
+    images, boxes = [], []
+    for i, (height, width) in enumerate(sizes):
+        pixels = torch.randint(256, (height, width, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "height": height, "width": width})
+        box = {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [0, 0, width, height]}
+        boxes.append(box)
+    categories = [{"id": 1, "name": "car"}, {"id": 2, "name": "bus"}]
+    path = folder / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    return CocoDetection(folder, path)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        View((64, 96)),
+        View((96, 96), "letterbox"),
+        View((65, 97)),
+        View((101, 75), "letterbox"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("execution", ["dense", "sparse"])
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_what_is_found_is_what_an_evaluation_finds(
+    model: Detector, tmp_path: Path, view: View, execution: str, batch_size: int
+) -> None:
+    model = copy.deepcopy(model)
+    model.view = view
+    data = _coco(tmp_path, [(64, 192), (200, 31), (37, 53), (1, 1), (3, 90), (96, 96)])
+    data.transforms = view
+    evaluator, _ = detect(
+        model, evaluation_loader(data, batch_size), data, execution=execution, progress=False
+    )
+    paths = [record.path for record in data.records]
+    found = model.predict(paths, threshold=0.0, batch_size=batch_size, execution=execution)
+    for record, one in zip(data.records, found, strict=True):
+        expected = evaluator._detections[record.image_id]
+        assert one["scores"].double().tolist() == expected.scores.tolist()
+        assert one["boxes"].double().tolist() == expected.boxes.tolist()
+        assert one["labels"].tolist() == expected.labels.tolist()
+        height, width = view.size_of(*record.size)
+        assert one["view_size"] == (height, width)
+        assert one["kept"].shape == (-(-height // 32), -(-width // 32))
+
+
+def test_a_letterboxed_picture_is_not_stretched(model: Detector) -> None:
+    model = copy.deepcopy(model)
+    model.view = View((96, 96), "letterbox")
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args[0].shape, kwargs)), with_kwargs=True
+    )
+    wide, tall = torch.zeros(2, 3, 64, 192, dtype=torch.uint8).unbind()
+    model.predict([wide, tall.mT])
+    shape, options = seen[0]
+    assert shape == (2, 3, 96, 96)
+    kept = (~options["padding_mask"]).flatten(1).sum(1)
+    assert kept.tolist() == [32 * 96, 96 * 32]
+
+
+def test_boxes_of_a_letterboxed_picture_are_relative_to_the_picture(model: Detector) -> None:
+    model = copy.deepcopy(model).eval()
+    model.view = View((96, 96), "letterbox")
+    wide = torch.randint(256, (3, 64, 192), dtype=torch.uint8)
+    (found,) = model.predict([wide], threshold=0.0, execution="dense")
+    out = model(model.view.resized(wide)[None] / 255, execution="dense")
+    boxes = box_convert(out.pred_boxes[0], "cxcywh", "xyxy") * torch.tensor([192, 64] * 2)
+    best = out.pred_logits[0].amax(1).argmax()
+    limits = torch.tensor([192.0, 64.0] * 2)
+    expected = torch.minimum(boxes[best].clamp(min=0), limits)
+    torch.testing.assert_close(found["boxes"][0], expected, rtol=0, atol=1e-3)
+
+
+def test_the_most_detections_are_a_setting(model: Detector) -> None:
+    picture = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
+    (all_of_them,) = model.predict([picture], threshold=0.0, max_detections=10_000)
+    (some,) = model.predict([picture], threshold=0.0, max_detections=7)
+    assert len(some["boxes"]) == len(some["names"]) == 7
+    assert torch.equal(some["boxes"], all_of_them["boxes"][:7])
+    with pytest.raises(ValueError, match="max_detections must be a whole number of at least 1"):
+        model.predict([picture], max_detections=0)
+
+
+def test_the_size_is_a_setting_of_the_model_alone() -> None:
+    model = build_detector("nano", 2, ["model.image_size=[64,96]"], pretrained=False)
+    assert model.view == View((64, 96))
+    model.view = View((64, 96), "letterbox")
+    model.image_size = (32, 32)
+    assert model.view == View((32, 32), "letterbox")
+    view = "{_target_:sparse_dset.data.view.View,size:[32,64],mode:letterbox}"
+    given = build_detector("nano", 2, [f"model.view={view}"], pretrained=False)
+    assert given.view == View((32, 64), "letterbox")
+    assert given.image_size == (32, 64)

@@ -1,0 +1,118 @@
+"""How a detector sees a picture: one description for validation, prediction and measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from sparse_dset.checks import check_size
+
+_TARGETS = ("sparse_dset.data.view.View", "sparse_dset.data.transforms.eval_transforms")
+MODES = ("stretch", "letterbox")
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture is brought to the size that the network takes.
+
+    It belongs to the detector, and so to its checkpoint. The mean and the deviation by which pixels
+    are normalised are the backbone's own settings (``model.backbone.mean``, ``std``), and padding
+    is that of ``data.collate``; neither is said again here.
+
+    Attributes:
+        size: (height, width) in pixels; an int for a square.
+        mode: ``"stretch"`` resizes every picture to exactly ``size``; ``"letterbox"`` keeps the
+            proportions and resizes to the largest size that fits within ``size``. What is missing
+            is padding, at the right and at the bottom, which the network leaves out.
+
+    Raises:
+        ValueError: an unknown mode, or a size that is none.
+    """
+
+    size: tuple[int, int]
+    mode: Literal["stretch", "letterbox"] = "stretch"
+
+    def __post_init__(self) -> None:
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        check_size("size", size)
+        object.__setattr__(self, "size", tuple(size))
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be 'stretch' or 'letterbox', got {self.mode!r}")
+
+    def __call__(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Resizes a picture and its boxes, as a transform of ``CocoDetection``.
+
+        Args:
+            image: ``tv_tensors.Image`` ``[3, H, W]``.
+            target: with ``boxes``, a ``tv_tensors.BoundingBoxes``; the rest stays as it is.
+        """
+        size = list(self.size_of(*image.shape[-2:]))
+        return F.resize(image, size), {**target, "boxes": F.resize(target["boxes"], size)}
+
+    def __str__(self) -> str:
+        height, width = self.size
+        verb = "stretched to" if self.mode == "stretch" else "fitted into"
+        return f"{verb} {height}x{width} (height x width)"
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the size, without padding, that a picture of height x width is resized to."""
+        return self.size if self.mode == "stretch" else fitted_size((height, width), self.size)
+
+    def resized(self, image: Tensor) -> Tensor:
+        """Returns a picture ``[3, H, W]``, uint8 or float, in its size without padding."""
+        return F.resize(image, list(self.size_of(*image.shape[-2:])))
+
+    def with_size(self, size: Sequence[int]) -> View:
+        """Returns the view with another (height, width)."""
+        return replace(self, size=tuple(size))  # type: ignore[arg-type]
+
+    def as_config(self) -> dict[str, Any]:
+        """Returns the configuration that makes it: plain values, as a checkpoint holds them."""
+        return {
+            "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
+            "size": list(self.size),
+            "mode": self.mode,
+        }
+
+
+def fitted_size(
+    size: tuple[int, int], limit: tuple[int, int], largest_scale: float = float("inf")
+) -> tuple[int, int]:
+    """Returns the largest (height, width) of the proportions of ``size`` that fits in ``limit``.
+
+    Args:
+        size: (height, width) of a picture.
+        limit: (height, width) that holds it.
+        largest_scale: most that it is enlarged.
+    """
+    scale = min(limit[0] / size[0], limit[1] / size[1], largest_scale)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def recorded_view(val: Mapping[str, Any] | None) -> View | None:
+    """Returns the view that a recorded configuration of validation data describes, if any."""
+    transforms = (val or {}).get("transforms") or {}
+    if transforms.get("_target_") not in _TARGETS:
+        return None
+    mode = transforms.get("mode", "stretch")
+    return View(transforms["size"], "stretch" if mode == "fixed" else mode)
+
+
+def view_of(dataset: Any) -> View:
+    """Returns the view that a data set gives.
+
+    Raises:
+        ValueError: its transforms are something else, which a checkpoint could not say of itself.
+    """
+    transforms = getattr(dataset, "transforms", None)
+    if isinstance(transforms, View):
+        return transforms
+    raise ValueError(
+        "data.val.transforms must be a sparse_dset.data.view.View of a size and a mode (stretch or "
+        f"letterbox), got {transforms!r}: predict and whatever measures a checkpoint must see "
+        "pictures as its validation did, so the checkpoint holds this description"
+    )
