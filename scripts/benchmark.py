@@ -44,7 +44,7 @@ def _report(folder: Path, setup: dict[str, Any]) -> None:
     (folder / "table.md").write_text(table, encoding="utf-8")
     height, width = setup["size"]
     title = f"{setup['model']}, {height}x{width}, batch of {setup['batch_size']}, "
-    title += f"{setup['device']}, CPU threads: {setup['threads']}"
+    title += f"{setup['device']}, CPU threads: {setup['threads']}, {setup['instruction_set']}"
     plot_results(rows, folder / "plot.png", title=title)
     print(f"rows, table and plot: {folder}")
 
@@ -52,7 +52,7 @@ def _report(folder: Path, setup: dict[str, Any]) -> None:
 def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name: str) -> None:
     """Compares parts of the network, or all of it, with their peers; prints rows as they come."""
     from sparse_dset.analysis import kernel_cases
-    from sparse_dset.analysis.comparison import compare, format_comparisons
+    from sparse_dset.analysis.comparison import compare, comparison_notes, format_comparisons
 
     if config.size is not None:
         model.image_size = config.size
@@ -75,8 +75,10 @@ def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name:
                 append_row(folder / "comparisons.jsonl", {**shared, **row})
             print(format_comparisons(new, header=not rows), end="", flush=True)
             rows += new
-    (folder / f"{config.target}.md").write_text(format_comparisons(rows), encoding="utf-8")
-    print(f"{torch.get_num_threads()} threads; rows: {folder / 'comparisons.jsonl'}")
+    notes = comparison_notes(rows)
+    text = f"{format_comparisons(rows)}\n{notes}"
+    (folder / f"{config.target}.md").write_text(text, encoding="utf-8")
+    print(f"\n{notes}rows: {folder / 'comparisons.jsonl'}")
 
 
 @script("benchmark")

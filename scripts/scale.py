@@ -17,6 +17,7 @@ from sparse_dset.analysis.scale import (
     plot_scale,
     summary_table,
 )
+from sparse_dset.analysis.table import measured_with
 from sparse_dset.checks import check_list, check_number
 from sparse_dset.command_line import check_command_line, script
 from sparse_dset.config import check_config
@@ -61,6 +62,7 @@ def main(cfg: DictConfig) -> None:
     plot_scale(rows, folder / "scale.png")
     print(f"one picture with {len(target['labels'])} objects on canvases of several widths\n")
     print(f"{measured_table(rows).markdown()}\n\n{summary_table(rows).markdown()}")
+    print(f"\n{measured_with(rows)}")
     print(f"rows and plot: {folder}")
 
 

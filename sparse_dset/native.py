@@ -36,6 +36,15 @@ def unavailable_reason() -> str:
     return _PROBLEM
 
 
+def instruction_set() -> str:
+    """Names what the kernels, or without them PyTorch, compute with, e.g. AVX-512 or portable."""
+    name = torch.backends.cpu.get_cpu_capability()
+    if not unavailable_reason():
+        name = torch.ops.sparse_dset.cpu_capability()
+    plain = {"AVX512": "AVX-512", "DEFAULT": "portable", "PORTABLE": "portable"}
+    return plain.get(name.upper(), name.upper())
+
+
 def usable(device: torch.device | str) -> bool:
     """Tells whether the kernels are loaded and made for this device."""
     return torch.device(device).type == "cpu" and not unavailable_reason()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_dset.analysis.benchmark import measure_latency, milliseconds
-from sparse_dset.analysis.table import MISSING, Table
+from sparse_dset.analysis.table import MISSING, Table, measured_with
 from sparse_dset.engine.loggers import environment
 
 
@@ -28,6 +28,8 @@ class Comparison:
         ideal: the speed-up over the first arm if time followed the FLOPs.
         prime: see ``measure_latency``.
         comparable: brings an output into the form in which outputs are compared, off the clock.
+        peers: names of the arms that other libraries compute.
+        pruned: names of our arms that do less than the peers do.
         trains: the arms run forward and backward; what they keep in between is counted.
     """
 
@@ -39,7 +41,15 @@ class Comparison:
     ideal: float | None = None
     prime: int = 0
     comparable: Callable[[Any], Tensor] = lambda y: y
+    peers: Collection[str] = ()
+    pruned: Collection[str] = ()
     trains: bool = False
+
+    def role(self, arm: str) -> str:
+        """Returns "peer", "pruned" or "ours"."""
+        if arm in self.peers:
+            return "peer"
+        return "pruned" if arm in self.pruned else "ours"
 
 
 def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[str, Any]]:
@@ -47,9 +57,9 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
 
     Returns:
         A row per arm: ``case``, ``arm``, ``latency_ms`` (median, p10, p90), ``speedup`` over the
-        first arm, ``of_ideal`` (that over the ideal one), ``error`` (largest, as a
-        share of the range), ``saved_mib`` (what a training step keeps for its backward pass), and
-        how it was measured.
+        first arm, ``role`` (peer, pruned or ours), ``of_ideal`` (that over the ideal one),
+        ``error`` (largest, as a share of the range), ``saved_mib`` (what a training step keeps for
+        its backward pass), and how it was measured.
 
     Raises:
         RuntimeError: an arm computes something else; nothing was timed.
@@ -79,6 +89,7 @@ def compare(comparison: Comparison, *, warmup: int, repeats: int) -> list[dict[s
         {
             "case": comparison.name,
             "arm": name,
+            "role": comparison.role(name),
             "latency_ms": milliseconds(latency),
             "speedup": 1.0 / latency.ratio,
             "of_ideal": ideal and 1.0 / latency.ratio / ideal,
@@ -98,6 +109,36 @@ def format_comparisons(rows: list[dict[str, Any]], header: bool = True) -> str:
     table = comparisons_table(rows)
     heading = [table.header, ["---"] * len(table.header)] if header else []
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [*heading, *table.lines])
+
+
+def comparison_notes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what belongs under a table of ``compare``'s rows.
+
+    The first line says what they were measured with. A line for each case follows in which another
+    library is faster than every arm of ours that does the same work.
+    """
+    notes = [measured_with(rows)]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        fastest: dict[str, Mapping[str, Any]] = {}
+        for row in rows:
+            role = str(row.get("role"))
+            if row["case"] == case and (
+                role not in fastest or _median(row) < _median(fastest[role])
+            ):
+                fastest[role] = row
+        if {"peer", "ours"} <= fastest.keys():
+            peer, ours = fastest["peer"], fastest["ours"]
+            if _median(peer) < _median(ours):
+                notes.append(
+                    f"{case}: fastest: {peer['arm']}, {_median(peer):.3g} ms, "
+                    f"{_median(ours) / _median(peer):.2f}x faster than {ours['arm']} "
+                    f"({_median(ours):.3g} ms)"
+                )
+    return "".join(f"{note}\n" for note in notes if note)
+
+
+def _median(row: Mapping[str, Any]) -> float:
+    return row["latency_ms"]["median"]
 
 
 def comparisons_table(rows: Sequence[Mapping[str, Any]]) -> Table:

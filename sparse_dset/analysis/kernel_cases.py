@@ -47,6 +47,16 @@ RUNTIMES = (
 )
 """Title, package, and what runs an exported network."""
 
+PEERS = frozenset(
+    {
+        *("Hugging Face", "Hugging Face eager", "Hugging Face compiled"),
+        *(title for title, _, _ in RUNTIMES),
+        *("oneDNN dense", "oneDNN dense nchw", "oneDNN dense nhwc", "value_proj + grid_sample"),
+        *("spconv Native", "ncnn dense"),
+    }
+)
+"""Arms that other libraries compute."""
+
 PRIME = 3
 """Parts are timed as in a loop over them, their operands near; only whole networks bring their own
 neighbours."""
@@ -90,7 +100,8 @@ def neck_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iter
             model.encoder.fuse([SparseMap(r, s) for r, s in zip(rows, supports, strict=True)])
 
         arms = {"oneDNN dense": onednn, "our dense": dense, "sparse": sparse}
-        yield Comparison(f"neck of {name}, keep {keep:g}", make_inputs, arms, prime=PRIME)
+        case = f"neck of {name}, keep {keep:g}"
+        yield Comparison(case, make_inputs, arms, prime=PRIME, peers=PEERS)
 
 
 def decoder_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iterator[Comparison]:
@@ -147,7 +158,7 @@ def decoder_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> I
         for order in ("project_first", "sample_first"):
             arms[order] = lambda *inputs, order=order, ours=ours: ours(*inputs, order=order)
         case = f"deformable attention of {name}, keep {keep:g}"
-        yield Comparison(case, make_inputs, arms, prime=PRIME)
+        yield Comparison(case, make_inputs, arms, prime=PRIME, peers=PEERS)
 
 
 def peer_cases(
@@ -203,6 +214,8 @@ def peer_cases(
             lambda: (torch.rand_like(images),),
             arms,
             tolerance=1e-3,
+            peers=PEERS,
+            pruned=[f"sparse {keep:g}" for keep in keep_ratios if keep < 1.0],
         )
 
 
@@ -251,6 +264,8 @@ def training_cases(
         f"{model.image_size[0]}x{model.image_size[1]}",
         lambda: (torch.rand(batch_size, 3, *model.image_size),),
         arms,
+        peers=PEERS,
+        pruned=[f"sparse {keep:g}" for keep in keep_ratios if keep < 1.0],
         trains=True,
     )
 
@@ -315,6 +330,7 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
         ideal=9 * side * side / max(pairs, 1),
         prime=PRIME,
         comparable=comparable,
+        peers=PEERS,
     )
 
 
@@ -355,6 +371,7 @@ def _training(channels: int, side: int, keep: float, step: bool) -> Comparison:
             f"oneDNN dense {name}": both_ways(lambda x, _: F.conv2d(x, weight, padding=1)),
             "sparse auto": both_ways(lambda _, rows: sparse_conv2d(rows, weight, None, support)),
         },
+        peers=PEERS,
         ideal=9 * side * side / pairs,
         prime=0 if step else PRIME,  # a primed call would pack the new weights
     )

@@ -172,7 +172,7 @@ def make_report(rows: Sequence[Row], title: str, class_name: str = "car") -> Rep
 def _setup_key(row: Row) -> str:
     """Tells apart what cannot be compared: rows of one section have the same key."""
     environment = row.get("environment", {})
-    machine = [environment.get(key) for key in ("cpu", "device", "threads")]
+    machine = [environment.get(key) for key in ("cpu", "instruction_set", "device", "threads")]
     if row["kind"] == "ablation":
         return json.dumps(row.get("base"))
     if row["kind"] == "scale":

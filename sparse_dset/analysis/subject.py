@@ -62,6 +62,7 @@ class Subject:
             "size": list(self.images.shape[-2:]),
             "batch_size": plain["batch_size"],
             "threads": torch.get_num_threads(),
+            "instruction_set": hardware["instruction_set"],
             "device": str(device),
             "hardware": hardware["cpu" if device.type == "cpu" else "device"],
             "backend": self.model.backend,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,27 @@ def format_table(rows: Sequence[Row], *, class_name: str = "car") -> str:
     Raises:
         ValueError: no rows.
     """
-    return f"{results_table(rows, class_name=class_name).markdown()}\n\n{EXPLANATION}\n"
+    notes = "\n".join(filter(None, [measured_with(latest(rows)), EXPLANATION]))
+    return f"{results_table(rows, class_name=class_name).markdown()}\n\n{notes}\n"
+
+
+def measured_with(rows: Iterable[Row]) -> str:
+    """Returns a sentence about the hardware that rows name in ``environment``; "" without any."""
+    used = dict.fromkeys(_hardware(row["environment"]) for row in rows if "environment" in row)
+    return f"Measured with {'; and with '.join(used)}." if used else ""
+
+
+def _hardware(environment: Row) -> str:
+    device = environment.get("device", "cpu")
+    if device != "cpu":
+        return str(device)
+    threads = environment.get("threads")
+    parts = [
+        None if threads is None else f"{threads} thread{'' if threads == 1 else 's'}",
+        environment.get("instruction_set"),
+        environment.get("cpu"),
+    ]
+    return ", ".join(part for part in parts if part) or "a CPU"
 
 
 def results_table(rows: Sequence[Row], *, class_name: str = "car") -> Table:

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 import torch
 
+from sparse_dset import native
 from sparse_dset.files import append_line
 
 
@@ -54,7 +55,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Returns:
         Keys ``package``, ``commit`` (None outside a git checkout), ``torch``, ``python``,
-        ``cpu``, ``threads``, ``device``.
+        ``cpu``, ``instruction_set``, ``threads``, ``device``.
     """
     device = torch.device(device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -64,6 +65,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cpu": cpu_model(),
+        "instruction_set": native.instruction_set(),
         "threads": torch.get_num_threads(),
         "device": gpu or device.type,
     }

@@ -60,6 +60,9 @@ def test_peers(name):
         (case,) = kernel_cases.peer_cases(detector, name, (0.5, 1.0))
         rows = {row["arm"]: row for row in compare(case, warmup=1, repeats=1)}
     ours = ["our dense", "sparse 0.5", "sparse 1"]
-    assert list(rows) == ["Hugging Face eager", *ours, "ONNX Runtime", "OpenVINO"]
+    peers = ["Hugging Face eager", "ONNX Runtime", "OpenVINO"]
+    assert list(rows) == [peers[0], *ours, *peers[1:]]
+    assert {arm for arm, row in rows.items() if row["role"] == "peer"} == set(peers)
+    assert {arm for arm, row in rows.items() if row["role"] == "pruned"} == {"sparse 0.5"}
     if name == "r18":
         assert max(rows[arm]["error"] for arm in rows if arm != "sparse 0.5") < 1e-4

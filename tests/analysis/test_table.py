@@ -94,3 +94,10 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n{"a": \n{"a": 2}\n')
     with pytest.warns(UserWarning, match="line 2 is cut short"):
         assert read_rows(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_the_hardware_stands_under_the_table() -> None:
+    known = {"cpu": "a processor", "threads": 2, "device": "cpu", "instruction_set": "AVX-512"}
+    table = format_table([row("dense", 1.0, environment=known)])
+    assert "\n\nMeasured with 2 threads, AVX-512, a processor.\n" in table
+    assert "Measured with" not in format_table([row("dense", 1.0)])
