@@ -93,7 +93,8 @@ def audit(
           ``ms`` (masks, tables of neighbours) and ``mib_moved``;
         - ``sampling_gflops``, which no counter counts, see ``count_flops``;
         - ``modules``: the same but ``gflops_computed`` by name, inner modules included;
-        - ``uncounted``: ``calls`` and ``bytes`` of the operators that no FLOP counter knows;
+        - ``uncounted``: ``calls`` and ``bytes`` of the operators that no FLOP counter knows, and
+          ``without_formula``: the names of those that may multiply something all the same;
         - ``kept``: the share of the tokens on each level, and how all was measured.
     """
     with evaluation(model), torch.no_grad():
@@ -184,6 +185,7 @@ def _row(
             for name, modules in groups.items()
         },
         "uncounted": log.uncounted(),
+        "without_formula": log.without_formula(),
         "backend": out.backend,
     }
 

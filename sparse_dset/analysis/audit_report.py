@@ -161,9 +161,16 @@ def _format_uncounted(rows: Sequence[Row]) -> str:
     more = len(largest) - _NUM_OPERATORS
     if more > 0:
         text += f"\n\n{more} more are in audit.json."
+    unknown = sorted({name for row in shown for name in row.get("without_formula", ())})
+    if unknown:
+        text += (
+            f"\n\nGFLOPs leave out what these may multiply: {', '.join(unknown)}. Each needs a "
+            "formula (torch.utils.flop_counter.register_flop_formula)."
+        )
+    others = "The others" if unknown else "They"
     return (
-        f"{text}\n\nThey copy, compare or work on elements; those of deformable attention also "
-        f"sample, GFLOPs beside the total: {sampling}."
+        f"{text}\n\n{others} copy, compare, reduce or work on elements; those of deformable "
+        f"attention also sample, GFLOPs beside the total: {sampling}."
     )
 
 

@@ -511,8 +511,11 @@ def synchronizer(device: torch.device) -> Callable[[], None]:
     return lambda: None
 
 
-def _mean_gflops(counted: Sequence[Mapping[str, float]], num_images: int) -> dict[str, float]:
-    return {part: sum(one[part] for one in counted) / num_images for part in counted[0]}
+def _mean_gflops(counted: Sequence[Mapping[str, Any]], num_images: int) -> dict[str, float]:
+    parts = counted[0].keys() - {"uncounted"}
+    return {
+        part: sum(one[part] for one in counted) / num_images for part in counted[0] if part in parts
+    }
 
 
 def _algorithms(model: Detector, output: DetectorOutput) -> dict[str, str] | None:

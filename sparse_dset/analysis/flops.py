@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from sparse_dset.analysis.watch import watch
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.modes import evaluation
 from sparse_dset.ops.deform_attn import cheaper_order
+from sparse_dset.ops.flop_free import multiplies_nothing
 from sparse_dset.ops.flops import sampling_flops
 
 
@@ -30,13 +33,15 @@ def count_flops(
     keep_ratio: float | None = None,
     kept: Sequence[Tensor] | None = None,
     padding_mask: Tensor | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Counts what one forward pass in evaluation really multiplies.
 
     Matrix products and convolutions count: dense convolutions with all taps (also those on the
     border's zeros), sparse ones, and in the inference form depthwise ones, with their existing
     pairs, attention in full. Elementwise arithmetic, such as folding the normalisation into
-    weights, costs nothing.
+    weights, costs nothing; neither do views, reductions, normalisations, pooling, resampling,
+    indexing and copies. An operator of any other kind that has no FLOP formula is named with a
+    warning.
 
     Args:
         model: left as it was.
@@ -50,14 +55,16 @@ def count_flops(
         - ``pruner``, the scorer, which is a part of ``encoder``; zero where it does not run, as in
           the dense execution and with forced tokens;
         - ``sampling``, the bilinear sampling of deformable attention, which is not in ``total``,
-          as other FLOP counters leave it out.
+          as other FLOP counters leave it out;
+        - only where there are some, ``uncounted``: by name, how often each operator ran that may
+          multiply and has no formula. What it multiplies is in none of the above.
 
     Raises:
         RuntimeError: something was multiplied outside these parts.
     """
     parts = {name: Counter[Any]() for name in part_modules(model)}
     sampling = Counter[str]()
-    with _counting(model) as counter, ExitStack() as stack:
+    with _counting(model) as (counter, unknown), ExitStack() as stack:
         for name, modules in part_modules(model).items():
             for module in modules:
                 stack.enter_context(watch(module, partial(_so_far, counter), parts[name]))
@@ -77,7 +84,15 @@ def count_flops(
     flops["encoder"] += flops["pruner"]
     flops["total"] = sum(flops[name] for name in ("backbone", "encoder", "neck", "decoder"))
     flops["sampling"] = sampling.total()
-    return {name: count / 1e9 for name, count in flops.items()}
+    gflops: dict[str, Any] = {name: count / 1e9 for name, count in flops.items()}
+    if unknown.calls:
+        warnings.warn(
+            f"FLOPs leave out what these operators multiply: {', '.join(sorted(unknown.calls))}; "
+            "give each a formula with torch.utils.flop_counter.register_flop_formula",
+            stacklevel=2,
+        )
+        gflops["uncounted"] = dict(unknown.calls)
+    return gflops
 
 
 def count_module_flops(
@@ -94,7 +109,7 @@ def count_module_flops(
         GFLOPs of the whole batch per module and operator.
     """
     found = {name: Counter[Any]() for name in modules}
-    with _counting(model) as counter, ExitStack() as stack:
+    with _counting(model) as (counter, _), ExitStack() as stack:
         for name, module in modules.items():
             stack.enter_context(watch(module, partial(_so_far, counter), found[name]))
         model(images, **options)
@@ -104,16 +119,42 @@ def count_module_flops(
     }
 
 
+class _UnknownOperators(TorchDispatchMode):
+    """Notes the operators that may multiply and have no FLOP formula.
+
+    Attributes:
+        calls: how often each ran, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = Counter[str]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if is_uncounted(func):
+            self.calls[str(func.overloadpacket)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def is_uncounted(operator: Any) -> bool:
+    """Tells whether an operator, an overload, may multiply something and has no FLOP formula."""
+    return operator.overloadpacket not in flop_registry and not multiplies_nothing(operator)
+
+
 @contextmanager
-def _counting(model: nn.Module) -> Iterator[FlopCounterMode]:
-    # Fused attention kernels are operators that the counter may not know.
+def _counting(model: nn.Module) -> Iterator[tuple[FlopCounterMode, _UnknownOperators]]:
+    # Fused attention kernels are operators that the counter may not know. The counter comes last:
+    # it takes composed operators to pieces before the other mode sees them.
     with (
         evaluation(model),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
+        _UnknownOperators() as unknown,
         FlopCounterMode(display=False) as counter,
     ):
-        yield counter
+        yield counter, unknown
 
 
 def part_modules(model: Detector) -> dict[str, list[nn.Module]]:

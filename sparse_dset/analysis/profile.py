@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from sparse_dset.analysis.flops import is_uncounted
 from sparse_dset.analysis.watch import watch
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.modes import evaluation
@@ -103,6 +104,7 @@ class OperatorLog(TorchDispatchMode):
         super().__init__()
         self.calls = Counter[str]()
         self.bytes = Counter[str]()
+        self._multiplying: set[str] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -111,6 +113,8 @@ class OperatorLog(TorchDispatchMode):
         if not func.is_view and func.overloadpacket is not torch.ops.aten._unsafe_view:
             name = str(func.overloadpacket)
             self.calls[name] += 1
+            if is_uncounted(func):
+                self._multiplying.add(name)
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
             self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors)
         return out
@@ -127,6 +131,10 @@ class OperatorLog(TorchDispatchMode):
             for name, moved in self.bytes.most_common()
             if name not in known
         }
+
+    def without_formula(self) -> list[str]:
+        """Returns those of ``uncounted`` that may multiply, so that FLOPs leave something out."""
+        return sorted(self._multiplying)
 
 
 def log_operators(

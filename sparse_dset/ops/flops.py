@@ -6,11 +6,13 @@ project; what else runs in their backward passes it knows itself.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from sparse_dset import native
 from sparse_dset.ops import (  # noqa: F401  they register the operators
@@ -88,5 +90,26 @@ def _register_cpu() -> None:
         return 2 * features.shape[0] * weight.numel()
 
 
+def _register_vectors() -> None:
+    """Counts products with vectors and sums of products, where PyTorch's own counter does not."""
+    aten = torch.ops.aten
+    formulas: dict[Any, Callable[..., int]] = {
+        aten.mv: lambda matrix, *_: 2 * math.prod(matrix),
+        aten.addmv: lambda _, matrix, *__: 2 * math.prod(matrix),
+        aten.dot: lambda vector, *_: 2 * math.prod(vector),
+        aten.vdot: lambda vector, *_: 2 * math.prod(vector),
+        aten._int_mm: lambda a, b, *_: 2 * math.prod(a) * b[-1],
+        aten.addbmm: lambda _, a, b, *__: 2 * math.prod(a) * b[-1],
+    }
+    for operator, formula in formulas.items():
+        if operator not in flop_registry:
+            register_flop_formula(operator)(_of_shapes(formula))
+
+
+def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:
+    return lambda *shapes, out_shape=None, **named: formula(*shapes)
+
+
+_register_vectors()
 if not native.unavailable_reason():
     _register_cpu()

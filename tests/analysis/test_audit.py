@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import runpy
@@ -32,6 +33,10 @@ ARMS = [Arm("dense"), Arm("dense_scatter", 0.5), Arm("sparse", 0.5), Arm("masked
 def _open(name, *overrides):
     config = compose_config("detector", [f"model={name}", *overrides])
     return build_from_config(config, pretrained=False).eval(), config
+
+
+def _transform(_module, inputs, _maps):
+    torch.fft.rfft2(inputs[0])
 
 
 @functools.cache
@@ -102,6 +107,22 @@ def test_what_no_counter_knows_is_listed():
     assert dense["aten.mul"]["bytes"] > 0
     assert not {"aten.convolution", "aten.addmm", "aten.mm", "aten.bmm"} & dense.keys()
     assert "aten.view" not in dense
+
+
+def test_operators_that_no_formula_knows_are_not_called_harmless():
+    model, config = _open("nano")
+    size = torch.rand(1, 3, 64, 64)
+    with_products = copy.deepcopy(model)
+    with_products.backbone.register_forward_hook(_transform)
+    plain = audit(model, config, size, ARMS[:1], warmup=0, repeats=1)
+    with pytest.warns(UserWarning, match="_fft_r2c"):
+        rows = audit(with_products, config, size, ARMS[:1], warmup=0, repeats=1)
+    assert [row["without_formula"] for row in plain] == [[], []]
+    assert [row["without_formula"] for row in rows] == [["aten._fft_r2c"]] * 2
+    assert "leave out" not in format_audit(plain, [])
+    text = format_audit(rows, [])
+    assert "GFLOPs leave out what these may multiply: aten._fft_r2c." in text
+    assert "The others copy" in text
 
 
 @pytest.mark.parametrize("name", ["r18", "nano"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d, deform_conv2d
 
 from sparse_dset import native
 from sparse_dset.analysis import closed_form_flops, count_flops
@@ -258,3 +260,134 @@ def test_closed_form_names_what_it_does_not_know() -> None:
     config["model"]["backbone"]["name"] = "resnet10t"
     with pytest.raises(ValueError, match="resnet10t"):
         closed_form_flops(config, every_cell(64, 64), "dense")
+
+
+class _Extra(nn.Module):
+    """A part of the network that runs something more, on the map that it returns."""
+
+    def __init__(self, inner: nn.Module, extra: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.inner, self.extra = inner, extra
+
+    def forward(self, x: Any) -> Any:
+        out = self.inner(x)
+        self.extra(out)
+        return out
+
+
+def _with_extra(extra: Callable[[Tensor], object]) -> Detector:
+    model = copy.deepcopy(built("nano"))
+    model.encoder.input_proj[0] = _Extra(model.encoder.input_proj[0], extra)
+    return model
+
+
+def _deformable(x: Tensor) -> Tensor:
+    offsets = x.new_zeros(len(x), 18, *x.shape[2:])
+    return DeformConv2d(x.shape[1], 8, 3, padding=1)(x, offsets)
+
+
+@torch.library.custom_op("sparse_dset_tests::secret_product", mutates_args=())
+def _secret(x: Tensor) -> Tensor:
+    return x.flatten(1) @ x.flatten(1).T
+
+
+UNKNOWN: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "deformable convolution, module": (_deformable, "torchvision.deform_conv2d"),
+    "deformable convolution": (
+        lambda x: deform_conv2d(
+            x, x.new_zeros(len(x), 2, *x.shape[2:]), x.new_ones(4, x.shape[1], 1, 1)
+        ),
+        "torchvision.deform_conv2d",
+    ),
+    "Fourier transform": (lambda x: torch.fft.rfft2(x), "aten._fft_r2c"),
+    "operator of a library": (_secret, "sparse_dset_tests.secret_product"),
+    "distances": (
+        lambda x: torch.cdist(
+            x.flatten(2), x.flatten(2), compute_mode="donot_use_mm_for_euclid_dist"
+        ),
+        "aten._cdist_forward",
+    ),
+    "bilinear layer": (
+        lambda x: nn.Bilinear(4, 4, 2)(torch.ones(3, 4), torch.ones(3, 4)),
+        "aten._trilinear",
+    ),
+    "recurrent layer": (lambda x: nn.LSTM(x.shape[1], 4)(x.flatten(2).movedim(2, 0)), ""),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_cannot_be_counted_is_named(name: str) -> None:
+    extra, operator = UNKNOWN[name]
+    images = torch.rand(1, 3, 64, 64)
+    plain = count_flops(built("nano"), images, execution="dense")
+    assert "uncounted" not in plain
+    if name == "recurrent layer":  # which may be one operator, or products that are counted
+        _assert_counted_or_named(extra, images, plain)
+        return
+    with pytest.warns(UserWarning, match=f"leave out what these operators multiply: {operator}"):
+        counted = count_flops(_with_extra(extra), images, execution="dense")
+    assert counted.pop("uncounted") == {operator: 1}
+    assert counted == plain
+
+
+def _assert_counted_or_named(
+    extra: Callable[[Tensor], object], images: Tensor, plain: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        counted = count_flops(_with_extra(extra), images, execution="dense")
+    assert counted.get("uncounted") or counted["encoder"] > plain["encoder"]
+
+
+KNOWN: dict[str, tuple[Callable[[Tensor], object], Callable[[int, int], int]]] = {
+    "matrix and vector": (lambda x: x[0].flatten(1) @ x[0, 0].flatten(), lambda c, n: 2 * c * n),
+    "addmv": (
+        lambda x: torch.addmv(x[0, :, 0, 0], x[0].flatten(1), x[0, 0].flatten()),
+        lambda c, n: 2 * c * n,
+    ),
+    "dot": (lambda x: x.flatten() @ x.flatten(), lambda c, n: 2 * c * n),
+    "einsum": (
+        lambda x: torch.einsum("bchw,bdhw->bcd", x, x),
+        lambda c, n: 2 * c * c * n,
+    ),
+    "baddbmm": (
+        lambda x: torch.baddbmm(x.new_zeros(1, 1, 1), x.flatten(2), x.flatten(2).mT),
+        lambda c, n: 2 * c * c * n,
+    ),
+    "addbmm": (
+        lambda x: torch.addbmm(x.new_zeros(1, 1), x.flatten(2), x.flatten(2).mT),
+        lambda c, n: 2 * c * c * n,
+    ),
+    "transposed convolution": (
+        lambda x: nn.functional.conv_transpose2d(x, x.new_ones(x.shape[1], 5, 2, 2), stride=2),
+        lambda c, n: 2 * c * 5 * 4 * n,
+    ),
+    "attention": (
+        lambda x: nn.functional.scaled_dot_product_attention(*[x.flatten(2).mT.unsqueeze(1)] * 3),
+        lambda c, n: 4 * c * n * n,
+    ),
+    "elements": (
+        lambda x: (x * x).floor_divide_(2).cumsum(1).softmax(1).sort().values,
+        lambda *_: 0,
+    ),
+    "poolings": (
+        lambda x: nn.functional.interpolate(nn.functional.max_pool2d(x, 2), scale_factor=2.0),
+        lambda *_: 0,
+    ),
+    "indexing": (lambda x: x.index_select(1, torch.tensor([0])).roll(1, 2).unique(), lambda *_: 0),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_products_of_every_form_are_counted(name: str) -> None:
+    extra, expected = KNOWN[name]
+    images, seen = torch.rand(1, 3, 64, 64), list[int]()
+
+    def run(x: Tensor) -> object:
+        seen.append(expected(x.shape[1], x.shape[2] * x.shape[3]))
+        return extra(x)
+
+    plain = count_flops(built("nano"), images, execution="dense")
+    counted = count_flops(_with_extra(run), images, execution="dense")
+    assert "uncounted" not in counted
+    assert round((counted["encoder"] - plain["encoder"]) * 1e9) == seen[0]
