@@ -14,7 +14,7 @@ from sparse_dset.analysis.benchmark import check_run
 from sparse_dset.analysis.visualize import draw_detections
 from sparse_dset.checks import check_number
 from sparse_dset.command_line import check_command_line, script
-from sparse_dset.data.images import read_image
+from sparse_dset.data.images import ImageReader
 from sparse_dset.engine.loggers import append_row
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
     if folder.resolve() in {path.resolve().parent for path in pictures}:
         raise ValueError(f"output_dir={folder} holds the pictures themselves; choose another")
     for path in tqdm(pictures, desc="predict"):
-        image = read_image(path)
+        image = ImageReader().read(path)
         (found,) = model.predict(
             [image], cfg.threshold, execution=cfg.execution, keep_ratio=cfg.keep_ratio
         )

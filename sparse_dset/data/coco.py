@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
-from sparse_dset.data.images import MAX_PIXELS, ImageReadError, read_image, read_size
+from sparse_dset.data.images import ImageReader, ImageReadError, read_size
 from sparse_dset.paths import expand_home
 
 # Sides below this many pixels vanish when float32 corners are subtracted.
@@ -86,7 +86,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         on_error: what becomes of a picture that cannot be read: ``"raise"`` when it is asked for,
             or ``"skip"``: every picture is decoded once now, and those that fail are left out,
             listed in ``skipped`` and warned of.
-        max_pixels: largest height x width of a picture that is accepted.
+        reader: how pictures are read, e.g. ``ImageReader(max_pixels=...)``.
 
     Attributes:
         records: the images, in the file's order, without those skipped.
@@ -110,14 +110,15 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         num_classes: int | None = None,
         cache: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
-        max_pixels: int = MAX_PIXELS,
+        reader: ImageReader = ImageReader(),  # noqa: B008  (frozen)
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         self.root = Path(expand_home(root))
         self.annotations = Path(expand_home(annotations))
         self.transforms = transforms
-        self.max_pixels = max_pixels
+        self.reader = reader
+        self._told: set[str] = set()
         self.skipped: dict[int, str] = {}
         content = _read_json(self.annotations)
         self.category_ids, self.class_names = _categories(content["categories"], self.annotations)
@@ -206,9 +207,18 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
     def _decode(self, record: ImageRecord) -> Tensor:
         try:
-            return read_image(record.path, size=record.size, max_pixels=self.max_pixels)
+            image, notices = self.reader.decode(record.path, record.size)
         except ImageReadError as error:
             raise ImageReadError(f"image {record.image_id}: {error}") from error
+        for kind, text in notices:
+            if kind not in self._told:  # a whole set may be so
+                self._told.add(kind)
+                warnings.warn(
+                    f"image {record.image_id}: {text}. Further pictures of this data set that are "
+                    "so are not told of",
+                    stacklevel=2,
+                )
+        return image
 
     def _decode_all(self, keep: bool, skip: bool) -> list[Tensor]:
         def attempt(record: ImageRecord) -> Tensor | ImageReadError:

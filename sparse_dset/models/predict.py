@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sparse_dset.checks import check_number
 from sparse_dset.data.collate import pad_images
-from sparse_dset.data.images import read_image, upright_tensor
+from sparse_dset.data.images import ImageReader
 from sparse_dset.data.pixels import as_pixels
 from sparse_dset.models.modes import evaluation
 from sparse_dset.models.postprocess import select_detections
@@ -131,9 +131,9 @@ def _detect(
 
 def _to_tensor(picture: Picture) -> Tensor:
     if isinstance(picture, (str, Path)):
-        return read_image(picture)
+        return ImageReader().read(picture)
     if isinstance(picture, Image.Image):
-        return upright_tensor(picture)
+        return ImageReader().convert(picture)
     if not isinstance(picture, Tensor):
         raise ValueError(
             f"an image must be a path, a PIL image or a tensor, got a {type(picture).__name__}"

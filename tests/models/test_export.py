@@ -13,7 +13,7 @@ from torch import Tensor
 from sparse_dset import build_detector, load_detector
 from sparse_dset.analysis.peers import onnxruntime_network, openvino_network
 from sparse_dset.config import package_file
-from sparse_dset.data.images import read_image
+from sparse_dset.data.images import ImageReader
 from sparse_dset.data.synthetic.scene import render_scene
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.export import export_onnx
@@ -63,7 +63,7 @@ def test_outputs_on_a_drawn_scene(runtime: str, fused: bool, tmp_path: Path) -> 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_outputs_on_a_photograph(runtime: str, aerial_root: Path, tmp_path: Path) -> None:
     detector = load_detector(package_file("weights/nano_roads.pt"))
-    photograph = read_image(sorted((aerial_root / "images").iterdir())[0])
+    photograph = ImageReader().read(sorted((aerial_root / "images").iterdir())[0])
     images = torch.nn.functional.interpolate(
         photograph.float().div(255).unsqueeze(0), (384, 640), mode="bilinear", antialias=True
     )
