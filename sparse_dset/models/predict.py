@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from PIL import Image
@@ -40,7 +40,7 @@ class Detections(TypedDict):
     labels: Tensor
     names: list[str]
     kept: Tensor
-    view_size: tuple[int, int]
+    view_size: NotRequired[tuple[int, int]]
 
 
 @torch.no_grad()
