@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 
 def check_number(
@@ -64,3 +66,35 @@ def check_list(name: str, values: Any) -> None:
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise ValueError(f"{name} must be a list: write {name}=[{values}]")
+
+
+def check_device(name: str, device: Any) -> None:
+    """Checks a setting that is a device: auto, or a name that PyTorch knows.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        known = isinstance(device, str) and (device == "auto" or bool(torch.device(device).type))
+    except RuntimeError:
+        known = False
+    if not known:
+        raise ValueError(f"{name} must be auto, cpu or cuda, got {device!r}")
+
+
+def check_shared_settings(plain: Mapping[str, Any]) -> None:
+    """Checks the settings that scripts have in common, as far as a configuration has them.
+
+    Args:
+        plain: the configuration of a script.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+    for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+        if name in plain:
+            check_number(name, plain[name], at_least=least, whole=True)
+    if plain.get("threads") is not None:  # null is PyTorch's choice
+        check_number("threads", plain["threads"], at_least=1, whole=True)
+    if "device" in plain:
+        check_device("device", plain["device"])

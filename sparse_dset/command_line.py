@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sparse_dset.checks import check_shared_settings
 from sparse_dset.config import (
     compose_config,
     config_dir,
@@ -81,11 +83,12 @@ def check_command_line(
         for overrides in _jobs(name, written, sweeps):
             cfg = compose_config(name, overrides, complete=True)
             _check_folder(cfg)
+            check_shared_settings(cfg)
             validate(cfg)
             checked.append(cfg)
         return checked
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {_naming_an_argument(str(error), typed)}") from error
 
 
 def task_overrides() -> list[str]:
@@ -93,6 +96,16 @@ def task_overrides() -> list[str]:
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     assert isinstance(overrides, list)
     return overrides
+
+
+def _naming_an_argument(message: str, typed: Sequence[str]) -> str:
+    """Adds the arguments to a message in which none of their keys occurs."""
+    settings = [argument for argument in typed if not argument.startswith("-")]
+    for argument in settings:
+        last = argument.partition("=")[0].rpartition(".")[2].lstrip("+~")
+        if re.search(rf"\b{re.escape(last)}\b", message):
+            return message
+    return f"{message}\nThe arguments were: {shlex.join(settings)}" if settings else message
 
 
 def _check_folder(plain: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from sparse_dset.command_line import check_command_line
 from sparse_dset.config import compose_config, config_dir, package_file
 from sparse_dset.data.synthetic import write_dataset
+from sparse_dset.engine.evaluate import check_precision
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NAMES = sorted(path.stem for path in config_dir().glob("*.yaml") if path.stem != "detector")
@@ -119,6 +120,25 @@ def test_messages_name_the_argument(arguments: list[str], message: str) -> None:
 )
 def test_the_nearest_option_or_key_is_named(argument: str, message: str) -> None:
     assert message in _refused("train", "data=synthetic", argument)
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "[]", "{}", "true", "1.5", "''"])
+@pytest.mark.parametrize("name", ["batch_size", "num_workers", "threads", "device", "amp"])
+def test_values_that_scripts_have_in_common_are_checked_before_any_job(
+    name: str, value: str
+) -> None:
+    given = ["checkpoint=x.pt", f"{name}={value}"]
+    with pytest.raises(SystemExit, match=f"{name} must be"):
+        check_command_line("evaluate", lambda cfg: check_precision(cfg["amp"]), given)
+
+
+def test_a_message_without_a_key_shows_the_arguments() -> None:
+    def refuse(cfg: dict[str, object]) -> None:
+        raise ValueError("this cannot be")
+
+    with pytest.raises(SystemExit) as refused:
+        check_command_line("report", refuse, ["rows=a b", "title=x"])
+    assert str(refused.value) == "error: this cannot be\nThe arguments were: 'rows=a b' title=x"
 
 
 def test_help_and_hydras_own_flags_pass() -> None:

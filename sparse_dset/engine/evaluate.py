@@ -25,7 +25,7 @@ def check_precision(amp: str) -> None:
     Raises:
         ValueError: it is not "off", "bf16" or "fp16".
     """
-    if amp != "off" and amp not in AMP_DTYPES:
+    if amp not in ("off", *AMP_DTYPES):
         raise ValueError(f"amp must be one of off, {', '.join(AMP_DTYPES)}; got {amp!r}")
 
 
