@@ -42,6 +42,7 @@ def _check(plain: dict[str, Any]) -> None:
     for seed in plain["seeds"]:
         check_number("seeds", seed, at_least=0, whole=True)
     check_number("bootstrap", plain["bootstrap"], at_least=0, whole=True)
+    check_number("max_detections", plain["max_detections"], at_least=1, whole=True)
     arms = read_arms(plain["arms"])
     unknown = [name for name in plain["only"] or () if name not in arms]
     if unknown:
@@ -137,7 +138,9 @@ def _run(
     measured = {
         (row["execution"], row["keep_ratio"])
         for row in rows
-        if row["kind"] == "ablation" and {**row, **same} == row
+        if row["kind"] == "ablation"
+        and {**row, **same} == row
+        and row.get("max_detections", 100) == plain["max_detections"]
     }
     missing = [
         one
@@ -152,7 +155,9 @@ def _run(
             _train(arm, seed, plain["base"], trained)
         checkpoint = CalibratedCheckpoint(trained / "last.pt", arm.pruner, seed)
         for one in missing:
-            row = checkpoint.measure(one, bootstrap=plain["bootstrap"])
+            row = checkpoint.measure(
+                one, bootstrap=plain["bootstrap"], max_detections=plain["max_detections"]
+            )
             when = {"time": now()}
             told = {"environment": environment(torch.device("cpu"))}
             append_row(rows_file, {"kind": "ablation", **shared, **when, **row, **told})

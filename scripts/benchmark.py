@@ -120,9 +120,11 @@ def main(cfg: DictConfig) -> None:
                     subject.dataset,
                     arm,
                     batch_size=cfg.eval_batch_size,
+                    max_detections=config.max_detections,
                     device=device,
                 )
-                row = {**shared, "time": now(), **row, "metrics": metrics}
+                told = {"metrics": metrics, "max_detections": config.max_detections}
+                row = {**shared, "time": now(), **row, **told}
                 append_row(folder / "results.jsonl", row)
     _report(folder, setup)
 

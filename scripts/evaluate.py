@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import check_run, open_validation_set
 from sparse_dset.analysis.table import markdown_table
+from sparse_dset.checks import check_number
 from sparse_dset.command_line import check_command_line, script
 from sparse_dset.config import check_config
 from sparse_dset.data.view import view_of
@@ -27,6 +28,7 @@ from sparse_dset.ops.costs import set_threads
 def _check(plain: dict[str, Any]) -> None:
     check_run([plain["execution"]], plain["pruner"]["keep_ratio"])
     check_precision(plain["amp"])
+    check_number("max_detections", plain["max_detections"], at_least=1, whole=True)
 
 
 @script("evaluate")
@@ -59,6 +61,7 @@ def main(cfg: DictConfig) -> None:
             keep_ratio=asked,
             device=device,
             amp=cfg.amp,
+            max_detections=cfg.max_detections,
         )
         row = {
             "kind": "evaluate",
@@ -69,6 +72,7 @@ def main(cfg: DictConfig) -> None:
             "execution": execution,
             "keep_ratio": keep_ratio,
             "amp": cfg.amp,
+            "max_detections": cfg.max_detections,
             "metrics": metrics,
             "backend": resolve_backend(model.backend, device),
             "environment": environment(device),

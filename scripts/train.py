@@ -28,15 +28,20 @@ from sparse_dset.engine.checkpoint import (
 )
 from sparse_dset.engine.claim import check_unclaimed, claimed
 from sparse_dset.engine.datasets import open_dataset
+from sparse_dset.engine.evaluate import num_queries, warn_of_crowded_images
 from sparse_dset.engine.outputs import job_folder
 from sparse_dset.engine.plan import check_plan, check_statistics, ever_prunes
 from sparse_dset.engine.train import Trainer, prepare
 from sparse_dset.instantiate import instantiate
 
 
+def _source(train_set: CocoDetection | Mosaic) -> CocoDetection:
+    return train_set.dataset if isinstance(train_set, Mosaic) else train_set
+
+
 def _class_names(train_set: CocoDetection | Mosaic, val_set: CocoDetection | None) -> list[str]:
     """The classes, which the data decides."""
-    source = train_set.dataset if isinstance(train_set, Mosaic) else train_set
+    source = _source(train_set)
     if val_set is not None and source.class_names != val_set.class_names:
         raise ValueError(
             "training and validation must have the same categories, got "
@@ -132,6 +137,8 @@ def main(cfg: DictConfig) -> None:
             report = load_weights(model, model_weights(load_checkpoint(plain["weights"])))
             print(report)
             check_statistics(report, config)
+        warn_of_crowded_images(_source(train_set), num_queries(model))
+        warn_of_crowded_images(val_set, num_queries(model), config.max_detections)
         trainer = Trainer(
             model,
             train_set,

@@ -16,6 +16,7 @@ from sparse_dset.analysis.table import MISSING, Table
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.calibrate import calibrated, centres_kept, kept_tokens, score_dataset
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
+from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS
 from sparse_dset.engine.evaluate import detect, evaluation_loader
 from sparse_dset.models.detector import EXECUTIONS, Detector
 from sparse_dset.models.pruner import ByContent
@@ -112,13 +113,20 @@ class CalibratedCheckpoint:
         else:
             self.scored = score_dataset(self.model, self._loader(), progress=False)
 
-    def measure(self, arm: Arm, *, bootstrap: int) -> dict[str, Any]:
+    def measure(
+        self, arm: Arm, *, bootstrap: int, max_detections: int = MAX_DETECTIONS
+    ) -> dict[str, Any]:
         """Measures one arm.
+
+        Args:
+            arm: what is measured.
+            bootstrap: samples, see `CocoEvaluator.bootstrap`.
+            max_detections: see `CocoEvaluator`.
 
         Returns:
             ``execution``, ``keep_ratio``, ``metrics`` (see `evaluate`), ``samples`` (see
             `CocoEvaluator.bootstrap`), ``gflops`` (per image, the mean of some), and
-            ``centres_kept``, the share of objects whose centre is kept.
+            ``centres_kept``, the share of objects whose centre is kept, and ``max_detections``.
         """
         ratio = None if arm.execution == "dense" else arm.keep_ratio
         torch.manual_seed(self.seed)
@@ -128,6 +136,7 @@ class CalibratedCheckpoint:
             self.dataset,
             execution=arm.execution,
             keep_ratio=ratio,
+            max_detections=max_detections,
             progress=False,
         )
         images = sample_images(self.dataset, _NUM_COUNTED).split(1)
@@ -144,6 +153,7 @@ class CalibratedCheckpoint:
             "samples": evaluator.bootstrap(bootstrap) if bootstrap else {},
             "gflops": float(np.mean(gflops)),
             "centres_kept": centres_kept(kept, self.scored),
+            "max_detections": max_detections,
         }
 
     def _loader(self) -> torch.utils.data.DataLoader:

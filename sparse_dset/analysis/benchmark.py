@@ -23,6 +23,7 @@ from sparse_dset.analysis.table import LEVELS
 from sparse_dset.checks import check_list, check_number, check_size
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.data.view import View, view_of
+from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS
 from sparse_dset.engine.datasets import open_dataset
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
@@ -121,6 +122,7 @@ class BenchmarkConfig:
         target: "model" measures executions of the whole detector, "peers" the same network in other
             libraries, "training" its forward and backward passes, "ops", "neck" and "decoder" parts
             of it (these five on a CPU, and with ``keep_ratios`` only).
+        max_detections: of AP, see `CocoEvaluator`.
         compile: measure the compiled Hugging Face network among the peers too.
     """
 
@@ -135,6 +137,7 @@ class BenchmarkConfig:
     evaluate: bool = True
     fuse: bool = True
     target: str = "model"
+    max_detections: int = MAX_DETECTIONS
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -147,7 +150,7 @@ class BenchmarkConfig:
         if self.size is not None:
             check_size("size", self.size, at_least=32)
             object.__setattr__(self, "size", tuple(self.size))
-        for name in ("batch_size", "images", "threads", "warmup", "repeats"):
+        for name in ("batch_size", "images", "threads", "warmup", "repeats", "max_detections"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), at_least=1, whole=True)
 
@@ -463,6 +466,7 @@ def evaluate_arm(
     arm: Arm,
     *,
     batch_size: int,
+    max_detections: int = MAX_DETECTIONS,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Returns the numbers of `evaluate`, under a progress bar that names the arm."""
@@ -474,6 +478,7 @@ def evaluate_arm(
         execution=arm.execution,
         keep_ratio=arm.keep_ratio,
         device=device,
+        max_detections=max_detections,
         progress=False,
     )
 

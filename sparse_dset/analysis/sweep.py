@@ -133,11 +133,13 @@ def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
             "selection": selection_of(plain),
         }
         if evaluates and subject.dataset is not None:
+            row["max_detections"] = config.max_detections
             row["metrics"] = evaluate_arm(
                 subject.model,
                 subject.dataset,
                 arm,
                 batch_size=plain["eval_batch_size"],
+                max_detections=config.max_detections,
                 device=device,
             )
     return row
@@ -175,6 +177,7 @@ def job_settings(plain: Mapping[str, Any]) -> BenchmarkConfig:
         repeats=plain["repeats"],
         evaluate=plain["evaluate"],
         fuse=plain["fuse"],
+        max_detections=plain["max_detections"],
     )
 
 

@@ -15,9 +15,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from sparse_dset.checks import check_number
 from sparse_dset.data.coco import CocoDetection, ImageRecord
 
-_MAX_DETECTIONS = (1, 10, 100)
+MAX_DETECTIONS = 100
+"""COCO's cap: how many detections count in an image, for each class."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,16 @@ class CocoEvaluator:
 
     Args:
         dataset: the ground truth.
+        max_detections: how many detections of a class count in an image, the best ones; COCO's own
+            numbers, which others publish, are of 100.
+
+    Raises:
+        ValueError: ``max_detections`` is below 1.
     """
 
-    def __init__(self, dataset: CocoDetection) -> None:
+    def __init__(self, dataset: CocoDetection, max_detections: int = MAX_DETECTIONS) -> None:
+        check_number("max_detections", max_detections, at_least=1, whole=True)
+        self.max_detections = max_detections
         self._records = {record.image_id: record for record in dataset.records}
         self._category_ids = dataset.category_ids
         self._class_names = dataset.class_names
@@ -70,7 +79,8 @@ class CocoEvaluator:
             partial: score the images that were added, and tell ``num_missing`` in the result.
 
         Returns:
-            ``AP`` (over IoU 0.50:0.95), ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AR100``,
+            ``AP`` (over IoU 0.50:0.95), ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AR100``
+            (``AR`` and the cap on detections),
             ``AP/<class>`` and ``AP50/<class>`` in [0, 1], NaN where no object is to be found;
             ``num_images`` that were scored, ``num_skipped`` that could not be read, and
             ``num_missing`` that were not added.
@@ -85,7 +95,7 @@ class CocoEvaluator:
             )
         evaluation = self._evaluate()
         return {
-            **_summary(evaluation.eval, self._class_names),
+            **_summary(evaluation.eval, self._class_names, self.max_detections),
             "num_images": float(len(self._detections)),
             "num_skipped": float(self._num_skipped),
             "num_missing": float(len(missing)),
@@ -112,7 +122,6 @@ class CocoEvaluator:
         # One entry per class, area and image, in this order.
         num_areas, num_images = len(evaluation.params.areaRng), len(self._detections)
         entries = np.array(evaluation.evalImgs, dtype=object).reshape(-1, num_areas, num_images)
-        evaluation.params.maxDets = [_MAX_DETECTIONS[-1]]
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
         evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation._paramsEval = copy.deepcopy(evaluation.params)
@@ -146,7 +155,7 @@ class CocoEvaluator:
         found = self._coco(predictions_to_coco(self._detections, self._category_ids))
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(truth, found, iouType="bbox")
-            evaluation.params.maxDets = list(_MAX_DETECTIONS)
+            evaluation.params.maxDets = [self.max_detections]
             evaluation.evaluate()
             evaluation.accumulate()
         return evaluation
@@ -244,9 +253,11 @@ def _truth_of(records: Sequence[ImageRecord], category_ids: Sequence[int]) -> li
     return annotations
 
 
-def _summary(result: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, float]:
+def _summary(
+    result: Mapping[str, np.ndarray], class_names: Sequence[str], max_detections: int
+) -> dict[str, float]:
     recall = result["recall"]
-    best = result["precision"][..., -1]  # at 100 detections: [IoU, recall, class, area]
+    best = result["precision"][..., -1]  # [IoU, recall, class, area]
     summary = {
         "AP": _mean(best[..., 0]),
         "AP50": _mean(best[0, ..., 0]),
@@ -254,7 +265,7 @@ def _summary(result: Mapping[str, np.ndarray], class_names: Sequence[str]) -> di
         "APs": _mean(best[..., 1]),
         "APm": _mean(best[..., 2]),
         "APl": _mean(best[..., 3]),
-        "AR100": _mean(recall[..., 0, -1]),
+        f"AR{max_detections}": _mean(recall[..., 0, -1]),
     }
     for label, name in enumerate(class_names):
         summary[f"AP/{name}"] = _mean(best[:, :, label, 0])

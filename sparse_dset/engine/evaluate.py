@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -10,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from sparse_dset.data.collate import Batch, collate
 from sparse_dset.engine import distributed
-from sparse_dset.engine.coco_evaluator import CocoEvaluator
+from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS, CocoEvaluator
 from sparse_dset.engine.loading import init_worker, shown_batches
 from sparse_dset.models.modes import evaluation
-from sparse_dset.models.postprocess import select_detections
+from sparse_dset.models.postprocess import SELECTED, select_detections
 
 Precision = Literal["off", "bf16", "fp16"]
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,6 +53,7 @@ def evaluate(
     keep_ratio: float | None = None,
     device: torch.device | str = "cpu",
     amp: Precision = "off",
+    max_detections: int = MAX_DETECTIONS,
     progress: bool = True,
 ) -> dict[str, float]:
     """Runs a model over a data set and measures it.
@@ -67,6 +69,7 @@ def evaluate(
         keep_ratio: target of the pruner; None as it is configured.
         device: where the model is.
         amp: precision of the forward pass.
+        max_detections: see `CocoEvaluator`; a data set with more objects in an image is warned of.
         progress: show a progress bar.
 
     Returns:
@@ -85,6 +88,7 @@ def evaluate(
         keep_ratio=keep_ratio,
         device=device,
         amp=amp,
+        max_detections=max_detections,
         progress=progress,
     )
     return {**evaluator.summarize(), **shares}
@@ -100,17 +104,21 @@ def detect(
     keep_ratio: float | None = None,
     device: torch.device | str = "cpu",
     amp: Precision = "off",
+    max_detections: int = MAX_DETECTIONS,
     progress: bool = True,
 ) -> tuple[CocoEvaluator, dict[str, float]]:
     """Runs a model over a data set.
 
     Args:
-        model, loader, dataset, execution, keep_ratio, device, amp, progress: see `evaluate`.
+        model, loader, dataset, execution, keep_ratio, device, amp, max_detections, progress: see
+            `evaluate`.
 
     Returns:
         What was found in all images, and the share of the tokens that was kept on each level.
     """
     check_precision(amp)
+    evaluator = CocoEvaluator(dataset, max_detections)
+    warn_of_crowded_images(dataset, num_queries(model), max_detections)
     device = torch.device(device)
     detections: dict[int, dict[str, Tensor]] = {}
     shares: dict[int, list[float]] = {}
@@ -122,16 +130,52 @@ def detect(
             ids = [target["image_id"] for target in batch.targets]
             sizes = [target["orig_size"] for target in batch.targets]
             found = select_detections(
-                out.pred_logits, out.pred_boxes, sizes, query_mask=out.query_mask
+                out.pred_logits,
+                out.pred_boxes,
+                sizes,
+                # COCO's cap is of each class; RT-DETR's of all together is kept where it is higher.
+                max(max_detections, SELECTED),
+                out.query_mask,
             )
             for image_id, one in zip(ids, found, strict=True):
                 detections[image_id] = {name: value.cpu() for name, value in one.items()}
             kept = (out.num_kept / out.num_tokens.clamp(min=1)).tolist()
             shares.update(zip(ids, kept, strict=True))
-    evaluator = CocoEvaluator(dataset)
     for own in distributed.gather(detections):
         evaluator.update(own)
     return evaluator, _mean_shares(shares)
+
+
+def num_queries(model: nn.Module) -> int | None:
+    """Returns how many objects a model can tell in an image; None where nobody knows."""
+    return getattr(getattr(model, "decoder", None), "num_queries", None)
+
+
+def warn_of_crowded_images(
+    dataset: Any, queries: int | None, max_detections: int | None = None
+) -> None:
+    """Warns of images that hold more objects than can be found, or than count.
+
+    Args:
+        dataset: with ``records``; others are not looked at.
+        queries: of the model, see `num_queries`; None: not compared.
+        max_detections: of the evaluation, see `CocoEvaluator`; None: not compared.
+    """
+    records = getattr(dataset, "records", None) or ()
+    counts = [int((~record.crowd).sum()) for record in records]
+    limits = (
+        ("model.decoder.num_queries", queries, "a query finds one object, the rest is missed"),
+        ("max_detections", max_detections, "what is beyond it in a class counts as missed"),
+    )
+    for name, limit, why in limits:
+        crowded = [count for count in counts if limit is not None and count > limit]
+        if crowded and distributed.is_main():
+            warnings.warn(
+                f"{getattr(dataset, 'annotations', dataset)}: {len(crowded)} of {len(counts)} "
+                f"images hold more objects than {name}={limit} (the most: {max(crowded)}); {why}: "
+                f"set {name}={max(crowded)} or more",
+                stacklevel=1,
+            )
 
 
 def _forward(

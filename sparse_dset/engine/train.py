@@ -34,6 +34,7 @@ from sparse_dset.data.collate import Batch, collate
 from sparse_dset.engine import distributed
 from sparse_dset.engine.best import Best
 from sparse_dset.engine.checkpoint import load_checkpoint, save_checkpoint
+from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS
 from sparse_dset.engine.ema import ModelEMA
 from sparse_dset.engine.evaluate import (
     AMP_DTYPES,
@@ -145,6 +146,7 @@ class TrainConfig:
         patience: stop after so many evaluations in a row without a better AP; None: never. Those
             before pruning has reached its target do not count, where the training prunes at all.
         eval_batch_size: images per forward pass of the evaluation.
+        max_detections: of the evaluation, see `CocoEvaluator`.
         save_every_steps: optimizer steps between two writes of ``last.pt`` within an epoch;
             0 writes it at the ends of epochs only.
         log_every: optimizer steps between two points in TensorBoard.
@@ -173,6 +175,7 @@ class TrainConfig:
     eval_every: int = 1
     patience: int | None = None
     eval_batch_size: int = 8
+    max_detections: int = MAX_DETECTIONS
     save_every_steps: int = 200
     log_every: int = 20
     max_steps: int | None = None
@@ -184,7 +187,10 @@ class TrainConfig:
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every"):
+        for name in (
+            *("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every"),
+            "max_detections",
+        ):
             check_number(f"train.{name}", getattr(self, name), at_least=1, whole=True)
         for name in ("num_workers", "eval_every", "save_every_steps", "seed"):
             check_number(f"train.{name}", getattr(self, name), at_least=0, whole=True)
@@ -612,6 +618,7 @@ class Trainer:
                 execution=self.config.execution if self._progress() > 0 else "dense",
                 device=self.device,
                 amp=self.config.amp,
+                max_detections=self.config.max_detections,
                 progress=self.config.progress_bar,
             )
 

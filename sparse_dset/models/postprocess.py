@@ -10,12 +10,15 @@ from torchvision.ops import box_convert
 
 from sparse_dset.checks import check_number
 
+SELECTED = 300
+"""Most detections of an image, of all classes together, unless told otherwise: RT-DETR's."""
+
 
 def select_detections(
     pred_logits: Tensor,
     pred_boxes: Tensor,
     orig_sizes: Tensor | Sequence[tuple[int, int]],
-    max_detections: int = 300,
+    max_detections: int = SELECTED,
     query_mask: Tensor | None = None,
 ) -> list[dict[str, Tensor]]:
     """Takes the best pairs of query and class of each image (RT-DETR: no suppression).

@@ -16,7 +16,7 @@ from sparse_dset.data.collate import pad_images
 from sparse_dset.data.images import ImageReader
 from sparse_dset.data.pixels import as_pixels
 from sparse_dset.models.modes import evaluation
-from sparse_dset.models.postprocess import select_detections
+from sparse_dset.models.postprocess import SELECTED, select_detections
 
 if TYPE_CHECKING:
     from sparse_dset.models.detector import Detector
@@ -50,7 +50,7 @@ def predict(
     threshold: float = 0.3,
     batch_size: int = 8,
     *,
-    max_detections: int = 300,
+    max_detections: int = SELECTED,
     **options: Any,
 ) -> list[Detections]:
     """Detects objects in pictures of any size, which the detector sees as ``model.view`` says.

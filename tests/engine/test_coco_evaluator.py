@@ -260,3 +260,27 @@ def test_bootstrap_samples_images_with_replacement(dataset):
     assert all(a <= b == pytest.approx(1.0) for a, b in pairs)
     with pytest.raises(RuntimeError, match="not evaluated"):
         CocoEvaluator(dataset).bootstrap(3)
+
+
+@pytest.mark.parametrize(("count", "size"), [(150, 8), (101, 8), (260, 4)])
+def test_the_cap_on_detections_is_a_setting(tmp_path, count, size):
+    """Objects of one class in one image, all found; COCO's own cap leaves the hundred best."""
+    boxes = [[(i % 20) * 5, (i // 20) * 5, size / 2, size / 2] for i in range(count)]
+    truth = {0: [(0, box) for box in boxes], 1: [(1, boxes[0])]}
+    dataset = open_truth(tmp_path, truth)
+    detections = {image_id: found(objects) for image_id, objects in truth.items()}
+    for cap in (count, count + 40):
+        evaluator = CocoEvaluator(dataset, cap)
+        evaluator.update(detections)
+        summary = evaluator.summarize()
+        for name in ("AP", "AP50", "APs", "AP/car", "AP50/car", f"AR{cap}"):
+            assert summary[name] == pytest.approx(1.0)
+        assert evaluator.bootstrap(3)["AP/car"].count(1.0) >= 1
+    capped = summary_of(dataset, detections)
+    assert capped["AR100"] == pytest.approx((100 / count + 1) / 2)
+    assert capped["AP/car"] == pytest.approx(100 / count, abs=0.011)
+    few = CocoEvaluator(dataset, 5)
+    few.update(detections)
+    assert few.summarize()["AR5"] == pytest.approx((5 / count + 1) / 2)
+    with pytest.raises(ValueError, match="max_detections must be a whole number of at least 1"):
+        CocoEvaluator(dataset, 0)

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from sparse_dset.data.coco import CocoDetection
+from sparse_dset.data.view import View
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment, git_commit
 
@@ -77,6 +81,67 @@ def test_bf16_evaluation_is_close(
         Oracle(stub_detector), evaluation_loader(data, 2), data, amp="bf16", progress=False
     )
     assert row["AP"] == pytest.approx(1.0)
+
+
+class Crowd(nn.Module):
+    """Tells 150 boxes in a grid, as its decoder says."""
+
+    def __init__(self, stub_detector: type[nn.Module], queries: int = 150) -> None:
+        super().__init__()
+        self.stub = stub_detector()
+        self.decoder = nn.Module()
+        self.decoder.num_queries = queries
+
+    def forward(self, images: torch.Tensor, **options: Any) -> Any:
+        out = self.stub(images, **options)
+        boxes = torch.tensor([CROWD]) / 100 + torch.tensor([0.02, 0.02, 0.0, 0.0])
+        count = len(CROWD)
+        return replace(
+            out,
+            pred_logits=torch.tensor([5.0, -9.0]).expand(len(images), count, 2),
+            pred_boxes=boxes.expand(len(images), count, 4),
+            query_mask=torch.ones(len(images), count, dtype=torch.bool),
+        )
+
+
+CROWD = [[(i % 20) * 5, (i // 20) * 5, 4, 4] for i in range(150)]
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> CocoDetection:
+    """Two images: one with 150 cars, one with a single car."""
+    Image.new("RGB", (100, 100)).save(tmp_path / "0.png")
+    boxes = [(1, box) for box in CROWD] + [(2, CROWD[0])]
+    content = {
+        "images": [{"id": i, "file_name": "0.png", "height": 100, "width": 100} for i in (1, 2)],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": 1, "bbox": box}
+            for i, (image, box) in enumerate(boxes, 1)
+        ],
+        "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "bus"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    return CocoDetection(tmp_path, tmp_path / "a.json", View((32, 32)))
+
+
+def test_more_objects_than_a_hundred_are_told_and_counted_with_another_cap(
+    crowd: CocoDetection, stub_detector: type[nn.Module]
+) -> None:
+    def run(model: nn.Module, **options: Any) -> dict[str, float]:
+        loader = evaluation_loader(crowd, 2)
+        return evaluate(model, loader, crowd, progress=False, **options)
+
+    model = Crowd(stub_detector)
+    message = r"1 of 2 images hold more objects than max_detections=100 \(the most: 150\); .*set "
+    with pytest.warns(UserWarning, match=message):
+        capped = run(model)
+    assert capped["AR100"] < 0.7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(model, max_detections=150)["AR150"] > capped["AR100"] + 0.3
+        assert run(model, max_detections=400)["AR400"] > capped["AR100"] + 0.3
+    with pytest.warns(UserWarning, match=r"than model.decoder.num_queries=60 \(the most: 150\)"):
+        run(Crowd(stub_detector, queries=60), max_detections=150)
 
 
 def test_rows_are_appended_and_a_cut_line_is_closed(tmp_path: Path) -> None:
