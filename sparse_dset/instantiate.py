@@ -29,14 +29,16 @@ def instantiate(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     entries = {key: instantiate(value) for key, value in node.items()}
-    path = entries.pop("_target_", None)
-    if path is None:
+    if "_target_" not in entries:
         return entries
+    path = entries.pop("_target_")
     partial = entries.pop("_partial_", False)
     try:
-        target = get_object(path)
+        target = get_object(str(path))
     except Exception as error:  # whatever the import of its module raises
         raise ValueError(f"_target_={path} cannot be found: {error}") from error
+    if not callable(target):
+        raise ValueError(f"_target_={path} is a {type(target).__name__}, which cannot be called")
     _check_entries(path, target, entries, partial)
     return functools.partial(target, **entries) if partial else target(**entries)
 

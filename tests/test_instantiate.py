@@ -34,6 +34,9 @@ def test_text_is_text(text: str) -> None:
     ("node", "message"),
     [
         ({"_target_": "nowhere.Nothing"}, "_target_=nowhere.Nothing cannot be found"),
+        ({"_target_": None}, "_target_=None cannot be found"),
+        ({"_target_": ["a"]}, "_target_=.* cannot be found"),
+        ({"_target_": "json"}, "_target_=json is a module, which cannot be called"),
         ({"_target_": "sparse_dset.nothing"}, "_target_=sparse_dset.nothing cannot be found"),
         (
             {"_target_": "fractions.Fraction", "_partial_": True, "x": 1},
