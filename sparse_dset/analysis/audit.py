@@ -24,7 +24,7 @@ from sparse_dset.analysis.table import LEVELS, by_part
 from sparse_dset.config import build_from_config, compose_config
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector, DetectorOutput
-from sparse_dset.models.modes import evaluation
+from sparse_dset.models.modes import switched_to_evaluation
 
 PARTS = ("backbone", "pruner", "encoder", "neck", "decoder")
 
@@ -97,7 +97,7 @@ def audit(
           ``without_formula``: the names of those that may multiply something all the same;
         - ``kept``: the share of the tokens on each level, and how all was measured.
     """
-    with evaluation(model), torch.no_grad():
+    with switched_to_evaluation(model), torch.no_grad():
         forms = dict(zip(FORMS, (model, copy.deepcopy(model).fuse()), strict=True))
         subjects = [_Subject(form, arm, forms[form], images) for form in forms for arm in arms]
         groups = [_groups(subject, depth) for subject in subjects]
@@ -224,7 +224,7 @@ def audit_steps(
         is no execution of its own: its parts are those of two. There are no rows of an early
         decision where the backbone cannot be run in two parts.
     """
-    with evaluation(model):
+    with switched_to_evaluation(model):
         kept = model(images, execution="sparse", keep_ratio=keep_ratio).kept
     one = _one_cell(kept)
     late = _Counter(config, {**config["model"]["pruner"], **_LATE}, images)

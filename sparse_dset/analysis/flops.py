@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from sparse_dset.analysis.watch import watch
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.modes import evaluation
+from sparse_dset.models.modes import switched_to_evaluation
 from sparse_dset.ops.deform_attn import cheaper_order
 from sparse_dset.ops.flop_free import multiplies_nothing
 from sparse_dset.ops.flops import sampling_flops
@@ -148,7 +148,7 @@ def _counting(model: nn.Module) -> Iterator[tuple[FlopCounterMode, _UnknownOpera
     # Fused attention kernels are operators that the counter may not know. The counter comes last:
     # it takes composed operators to pieces before the other mode sees them.
     with (
-        evaluation(model),
+        switched_to_evaluation(model),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         _UnknownOperators() as unknown,

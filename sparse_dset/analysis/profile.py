@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from sparse_dset.analysis.flops import is_uncounted
 from sparse_dset.analysis.watch import watch
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.modes import evaluation
+from sparse_dset.models.modes import switched_to_evaluation
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def log_operators(
     """
     moved = {name: Counter[str]() for name in groups}
     with ExitStack() as stack:
-        stack.enter_context(evaluation(model))
+        stack.enter_context(switched_to_evaluation(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # as where FLOPs are counted
         log = stack.enter_context(OperatorLog())
@@ -179,7 +179,7 @@ def called_modules(
         name: module for name, module in model.named_modules() if name and name.count(".") < depth
     }
     seen: set[str] = set()
-    with evaluation(model), torch.no_grad(), ExitStack() as stack:
+    with switched_to_evaluation(model), torch.no_grad(), ExitStack() as stack:
         for name, module in named.items():
             note = partial(_note, seen, name)
             stack.enter_context(module.register_forward_hook(note))

@@ -80,10 +80,10 @@ def score_dataset(
     valid: list[list[Tensor]] = []
     centres: list[Tensor] = []
     count = 0
-    with evaluation(model):
+    with evaluation(model) as network:
         for batch in shown_batches(loader, "score", progress=progress):
             batch = batch.to(device)
-            logits, cells = model.score_tokens(batch.images, batch.padding_mask)
+            logits, cells = network.score_tokens(batch.images, batch.padding_mask)
             scores.append([x.cpu() for x in logits])
             valid.append([x.cpu() for x in cells])
             for target, there in zip(batch.targets, valid[-1][0], strict=True):

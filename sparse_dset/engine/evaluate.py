@@ -122,11 +122,11 @@ def detect(
     device = torch.device(device)
     detections: dict[int, dict[str, Tensor]] = {}
     shares: dict[int, list[float]] = {}
-    with evaluation(model):
+    with evaluation(model) as network:
         shown = progress and distributed.is_main()
         for batch in shown_batches(loader, "evaluate", progress=shown):
             with torch.autocast(device.type, AMP_DTYPES.get(amp), enabled=amp != "off"):
-                out = _forward(model, batch.to(device), execution, keep_ratio)
+                out = _forward(network, batch.to(device), execution, keep_ratio)
             ids = [target["image_id"] for target in batch.targets]
             sizes = [target["orig_size"] for target in batch.targets]
             found = select_detections(

@@ -23,7 +23,7 @@ from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
 from sparse_dset.models.fuse import fuse
 from sparse_dset.models.geometry import Geometry, pad_batch
 from sparse_dset.models.layers import FeatureMap
-from sparse_dset.models.modes import evaluation
+from sparse_dset.models.modes import change_of_mode, switched_to_evaluation
 from sparse_dset.models.moe import RouterStats
 from sparse_dset.models.predict import Detections, Picture, predict
 from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
@@ -235,7 +235,11 @@ class Detector(nn.Module):
         teacher = None
         learns = padded_targets is not None and self.training and execution != "dense"
         if learns and self.losses.distill:
-            with torch.no_grad(), evaluation(self.backbone), evaluation(self.encoder):
+            with (
+                torch.no_grad(),
+                switched_to_evaluation(self.backbone),
+                switched_to_evaluation(self.encoder),
+            ):
                 teacher, _ = self._encode(early, None, valid, valid, "dense", geometry)
         memory = self.decoder.read(maps)
         output = self.decoder(memory, geometry, padded_targets)
@@ -319,12 +323,15 @@ class Detector(nn.Module):
     def train(self, mode: bool = True) -> Detector:
         """Switches between training and evaluation.
 
+        The way to training waits until no other thread is predicting.
+
         Raises:
             RuntimeError: the detector is in its inference form.
         """
         if mode and self.is_fused:
             raise RuntimeError("a fused detector cannot be trained: build or load it again")
-        return super().train(mode)
+        with change_of_mode(self) if mode else nullcontext():
+            return super().train(mode)
 
     def load_rtdetr(self, state_dict: Mapping[str, Any]) -> None:
         """Loads a released RT-DETRv2 checkpoint; experts start as copies of its dense layers.
@@ -399,7 +406,7 @@ class Detector(nn.Module):
         supports = [Support.full(1, side, side) for side in (16, 8, 4, 2)[first:]]
         features = torch.zeros(supports[0].num_sites, self.backbone.channels[first])
         try:
-            with evaluation(self.backbone), use_backend("reference"):
+            with switched_to_evaluation(self.backbone), use_backend("reference"):
                 self.backbone(SparseMap(features, supports[0]), range(first + 1, 4), supports[1:])
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"pruner.stage={LEVELS[first]}: {error}") from error

@@ -77,12 +77,12 @@ def predict(
     for name, value in (("batch_size", batch_size), ("max_detections", max_detections)):
         check_number(name, value, at_least=1, whole=True)
     device = next(model.parameters()).device
-    with evaluation(model):
+    with evaluation(model) as network:
         return [
             found
             for start in range(0, len(images), batch_size)
             for found in _detect(
-                model,
+                network,
                 images[start : start + batch_size],
                 threshold,
                 max_detections,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+_depth: ContextVar[int] = ContextVar("depth of SyncedBatchNorm", default=0)  # of this thread
 
 
 def has_statistics(x: Tensor) -> bool:
@@ -65,19 +68,17 @@ class SyncedBatchNorm(TorchFunctionMode):
     of other libraries that call ``batch_norm``, on any device.
     """
 
-    _depth = 0
-
     @classmethod
     def is_active(cls) -> bool:
         """Whether batch normalisation is synchronised now."""
-        return cls._depth > 0
+        return _depth.get() > 0
 
     def __enter__(self) -> SyncedBatchNorm:
-        SyncedBatchNorm._depth += 1
+        _depth.set(_depth.get() + 1)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        SyncedBatchNorm._depth -= 1
+        _depth.set(_depth.get() - 1)
         super().__exit__(*error)
 
     def __torch_function__(

@@ -114,8 +114,8 @@ def image_of(size: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def _run(model: nn.Module, image: Tensor) -> list[Tensor]:
-    with evaluation(model):
-        return model(image)
+    with evaluation(model) as network:
+        return network(image)
 
 
 def _failure(model: nn.Module, image: Tensor) -> str | None:
@@ -204,10 +204,10 @@ def find_steps(model: nn.Module, form: Form) -> list[list[str]] | None:
     found, x = [], image_of(form.image_size)
     expected = _run(model, image_of(form.image_size))
     try:
-        with evaluation(model):
+        with evaluation(model) as network:
             for part in steps:
                 for name in part:
-                    x = model.get_submodule(name)(x)
+                    x = network.get_submodule(name)(x)
                 found.append(x)
     except (*_FAILURES, AttributeError, ValueError):  # not one tensor from module to module
         return None
