@@ -18,6 +18,7 @@ from sparse_dset.data.view import View, recorded_view
 from sparse_dset.files import atomic_write
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.rtdetr_names import spread_to_experts
+from sparse_dset.models.wrapped_names import without_wrappers
 from sparse_dset.paths import expand_home
 
 _SCALARS = (str, int, float, bool, type(None))
@@ -140,7 +141,8 @@ def detector_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights to use from a checkpoint: the averaged (EMA) ones when it has them.
 
-    Files of the released RT-DETRv2 hold theirs under ``ema.module``.
+    Files of the released RT-DETRv2 hold theirs under ``ema.module``. Prefixes of wrappers
+    (``torch.compile``, DDP) are taken out of the names.
 
     Raises:
         ValueError: the checkpoint is of another project: its entries are not ``model`` and
@@ -149,7 +151,7 @@ def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     source = checkpoint.get("ema") or checkpoint
     for name in ("model", "module"):
         if name in source:
-            return source[name]
+            return without_wrappers(source[name])
     raise ValueError(
         "the checkpoint has no 'model' entry (or its 'ema' entry has none), only "
         f"{sorted(map(str, source))[:8]}; is it of another project?"
@@ -239,13 +241,14 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRepo
     """Copies every tensor whose name and shape match, for fine-tuning from another model.
 
     Layers of another shape (the heads, with another number of classes) keep their own values
-    and are listed in the report. Experts start as copies of a dense layer.
+    and are listed in the report. Experts start as copies of a dense layer. Prefixes of wrappers
+    (``torch.compile``, DDP) are taken out of the names.
 
     Raises:
         ValueError: not one tensor matches.
     """
     own = model.state_dict()
-    state_dict = spread_to_experts(state_dict, own)
+    state_dict = spread_to_experts(without_wrappers(state_dict, own), own)
     shared = [name for name in state_dict if name in own]
     mismatched = {
         name: (tuple(state_dict[name].shape), tuple(own[name].shape))

@@ -61,6 +61,7 @@ from sparse_dset.files import atomic_write
 from sparse_dset.losses.totals import over_the_step
 from sparse_dset.models.detector import EXECUTIONS
 from sparse_dset.models.synced_norm import SyncedBatchNorm
+from sparse_dset.models.wrapped_names import without_wrappers
 from sparse_dset.ops.costs import set_threads
 
 
@@ -365,7 +366,7 @@ class Trainer:
                 f"cannot resume exactly from {path}, these settings differ (now, then): {changed}; "
                 f"set them back, or start a new run from the weights with weights={path}"
             )
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(without_wrappers(state["model"]))
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

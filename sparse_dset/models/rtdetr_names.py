@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sparse_dset.models.wrapped_names import without_wrappers
+
 _DERIVED = re.compile(r"decoder\.(anchors|valid_mask)$|.*\.num_batches_tracked$")
 """Buffers that files may hold or lack: made anew for every image size, or counters."""
 
@@ -37,7 +39,7 @@ def place_rtdetr(released: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict
     """
     placed = dict(own)
     filled, problems = set(), []
-    for name, tensor in spread_to_experts(_unwrap(released), own).items():
+    for name, tensor in spread_to_experts(_unwrap(released, own), own).items():
         if name not in own:
             if not _DERIVED.match(name):
                 problems.append(f"{name}: no such parameter here")
@@ -75,7 +77,11 @@ def spread_to_experts(named: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     return spread
 
 
-def _unwrap(released: Mapping[str, Any]) -> Mapping[str, Tensor]:
+def _unwrap(released: Mapping[str, Any], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return without_wrappers(_weights(released), own)
+
+
+def _weights(released: Mapping[str, Any]) -> Mapping[str, Tensor]:
     if "ema" not in released:
         return released.get("model", released)
     if "module" not in released["ema"]:
