@@ -23,12 +23,15 @@ from sparse_dset.analysis.ablation import (
 )
 from sparse_dset.analysis.table import read_rows
 from sparse_dset.checks import check_list, check_number
-from sparse_dset.command_line import check_command_line, script
+from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import build_from_config, check_config, compose_config
 from sparse_dset.engine.checkpoint import weights_name
-from sparse_dset.engine.loggers import append_row, environment, now
+from sparse_dset.engine.claim import claimed
+from sparse_dset.engine.loggers import append_row, environment, now, shown
+from sparse_dset.engine.outputs import job_folder
 from sparse_dset.engine.plan import check_plan
 from sparse_dset.engine.resume import lasting_settings
+from sparse_dset.files import write_text
 from sparse_dset.overrides import text_override
 
 _TRAIN = Path(__file__).with_name("train.py")
@@ -49,7 +52,10 @@ def _check(plain: dict[str, Any]) -> None:
         raise ValueError(f"only names {unknown[0]!r}; the arms are {', '.join(arms)}")
     for arm in arms.values():
         arm.plan(plain["keep_ratios"])
-        check_plan(compose_config("train", [*plain["base"], *arm.train]))
+        planned = compose_config("train", [*plain["base"], *arm.train])
+        check_plan(planned)
+        if planned["data"].get("val") is None:
+            raise ValueError(f"arm {arm.name} has data.val=null: ablate measures on data.val")
         # In hydra's grammar the keys of {s4: -0.5} have no quotes.
         settings = [f"pruner.{key}={value}".replace("'", "") for key, value in arm.pruner.items()]
         build_from_config(compose_config("train", [*plain["base"], *settings]), pretrained=False)
@@ -78,7 +84,12 @@ def _train(arm: AblationArm, seed: int, base: list[str], folder: Path) -> None:
 def main(cfg: DictConfig) -> None:
     """Runs what is missing, then prints the table of all rows."""
     plain = check_config(cfg)
-    folder = Path(plain["output_dir"])
+    folder = job_folder(plain["output_dir"])
+    with claimed(folder):
+        _run_all(plain, folder)
+
+
+def _run_all(plain: dict[str, Any], folder: Path) -> None:
     arms = read_arms(plain["arms"])
     metrics = [f"AP/{plain['class_name']}", "AP"]
     failed = []
@@ -89,7 +100,7 @@ def main(cfg: DictConfig) -> None:
             rows = _current_rows(read_rows(folder / "results.jsonl"), arms, plain["base"])
             for metric in metrics:
                 table = ablation_table(rows, list(arms), metric, next(iter(arms))).markdown()
-                (folder / f"{metric.replace('/', '_')}.md").write_text(f"{table}\n")
+                write_text(folder / f"{metric.replace('/', '_')}.md", f"{table}\n")
     for metric in metrics:
         path = folder / f"{metric.replace('/', '_')}.md"
         print(f"\n{metric}, in points; difference from {next(iter(arms))} [95 % of the images]\n")
@@ -134,6 +145,7 @@ def _run(
     rows_file = folder / "results.jsonl"
     same = {"arm": arm.name, "seed": seed, "recipe": _recipe(arm, seed, arms, plain["base"])}
     shared = {**same, "base": plain["base"], "reference": next(iter(arms))}
+    shared["overrides"] = task_overrides()
     rows = read_rows(rows_file) if rows_file.exists() else []
     measured = {
         (row["execution"], row["keep_ratio"])
@@ -162,7 +174,7 @@ def _run(
             told = {"environment": environment(torch.device("cpu"))}
             append_row(rows_file, {"kind": "ablation", **shared, **when, **row, **told})
             ap = row["metrics"]["AP"]
-            print(f"{arm.name}, seed {seed}, {one.name}: AP {100 * ap:.1f}", flush=True)
+            print(f"{arm.name}, seed {seed}, {one.name}: AP {shown(100 * ap, '.1f')}", flush=True)
     except Exception as error:
         append_row(rows_file, {"kind": "failed", **shared, "error": str(error)})
         print(f"{arm.name}, seed {seed} failed: {error}", file=sys.stderr, flush=True)

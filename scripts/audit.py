@@ -22,10 +22,13 @@ from sparse_dset.analysis.audit_report import format_audit, plot_audit
 from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, plan_arms
 from sparse_dset.analysis.subject import open_subject
 from sparse_dset.checks import check_number
-from sparse_dset.command_line import check_command_line, script
+from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config
+from sparse_dset.engine.claim import claimed
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row, now
+from sparse_dset.engine.outputs import job_folder
+from sparse_dset.files import write_text
 from sparse_dset.ops.costs import set_threads
 
 
@@ -47,11 +50,12 @@ def main(cfg: DictConfig) -> None:
     set_threads(cfg.threads)
     torch.manual_seed(0)
     arms = dict.fromkeys([Arm("dense"), *plan_arms(plain["executions"], plain["keep_ratios"])])
-    folder = Path(cfg.output_dir)
-    with process_group(cfg.device) as device:
+    folder = job_folder(cfg.output_dir)
+    with process_group(cfg.device) as device, claimed(folder):
         subject = open_subject(plain, plain["size"], cfg.batch_size, device)
         described = (subject.model, subject.config, subject.images)
         shared = {"setup": subject.describe(plain), "time": now()}
+        shared["overrides"] = task_overrides()
         rows = audit(
             *described, list(arms), depth=cfg.depth, warmup=cfg.warmup, repeats=cfg.repeats
         )
@@ -71,9 +75,9 @@ def main(cfg: DictConfig) -> None:
     title += f"CPU threads: {setup['threads']}"
     text = f"# Audit of {title}\n\n{format_audit(rows, steps, claims)}"
     print(f"\n{text}")
-    (folder / "audit.md").write_text(text, encoding="utf-8")
+    write_text(folder / "audit.md", text)
     everything = {**shared, "rows": rows, "steps": steps, "claims": claims}
-    (folder / "audit.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+    write_text(folder / "audit.json", json.dumps(everything, indent=1))
     first = [step for step in steps if step["keep_ratio"] == plain["keep_ratios"][0]]
     plot_audit(rows, first, folder / "audit.png", f"{title}, steps at {first[0]['keep_ratio']:g}")
     print(f"rows, tables, JSON and picture: {folder}")

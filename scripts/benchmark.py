@@ -21,27 +21,33 @@ from sparse_dset.analysis.benchmark import (
     plan_arms,
 )
 from sparse_dset.analysis.plot import plot_results
+from sparse_dset.analysis.report import read_all
 from sparse_dset.analysis.subject import (
     check_takes_keep_ratios,
     model_name,
     open_detector,
     open_subject,
 )
-from sparse_dset.analysis.table import format_table, read_rows
-from sparse_dset.command_line import check_command_line, script
+from sparse_dset.analysis.table import format_table
+from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row, now
+from sparse_dset.engine.outputs import job_folder
+from sparse_dset.files import write_text
 from sparse_dset.models.detector import Detector
 from sparse_dset.ops.costs import set_threads
 
 
 def _report(folder: Path, setup: dict[str, Any]) -> None:
-    """Prints and writes the table, and draws the plot, of all rows of this setup so far."""
-    rows = [row for row in read_rows(folder / "results.jsonl") if row.get("setup") == setup]
+    """Prints and writes the table, and draws the plot, of all rows of this setup so far.
+
+    Those of the jobs of a sweep, which have folders of their own in this one, are among them.
+    """
+    rows = [row for row in read_all([folder]) if row.get("setup") == setup]
     table = format_table(rows)
     print(f"\n{table}")
-    (folder / "table.md").write_text(table, encoding="utf-8")
+    write_text(folder / "table.md", table)
     height, width = setup["size"]
     title = f"{setup['model']}, {height}x{width}, batch of {setup['batch_size']}, "
     title += f"{setup['device']}, CPU threads: {setup['threads']}, {setup['instruction_set']}"
@@ -72,12 +78,13 @@ def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name:
             new = compare(case, warmup=config.warmup, repeats=config.repeats)
             for row in new:
                 shared = {"kind": "comparison", "target": config.target, "time": now()}
+                shared["overrides"] = task_overrides()
                 append_row(folder / "comparisons.jsonl", {**shared, **row})
             print(format_comparisons(new, header=not rows), end="", flush=True)
             rows += new
     notes = comparison_notes(rows)
     text = f"{format_comparisons(rows)}\n{notes}"
-    (folder / f"{config.target}.md").write_text(text, encoding="utf-8")
+    write_text(folder / f"{config.target}.md", text)
     print(f"\n{notes}rows: {folder / 'comparisons.jsonl'}")
 
 
@@ -92,9 +99,9 @@ def main(cfg: DictConfig) -> None:
     if config.target != "model":
         model, _ = open_detector(plain)
         check_takes_keep_ratios(model)
-        _compare_parts(model, config, Path(cfg.output_dir), model_name(cfg.checkpoint))
+        _compare_parts(model, config, job_folder(cfg.output_dir), model_name(cfg.checkpoint))
         return
-    folder = Path(cfg.output_dir)
+    folder = job_folder(cfg.output_dir)
     arms = plan_arms(config.executions, config.keep_ratios)
     with process_group(cfg.device) as device:
         num_batches = -(-config.images // config.batch_size)
@@ -111,6 +118,7 @@ def main(cfg: DictConfig) -> None:
         )
         measured = {arm: rows[every.index(arm)] for arm in arms}
         shared = {"kind": "benchmark", "setup": setup, "config": subject.config}
+        shared["overrides"] = task_overrides()
         for row in measured.values():
             append_row(folder / "results.jsonl", {**shared, "time": now(), **row})
         if config.evaluate and cfg.checkpoint is not None and subject.dataset is not None:
@@ -126,7 +134,7 @@ def main(cfg: DictConfig) -> None:
                 told = {"metrics": metrics, "max_detections": config.max_detections}
                 row = {**shared, "time": now(), **row, **told}
                 append_row(folder / "results.jsonl", row)
-    _report(folder, setup)
+    _report(Path(cfg.output_dir), setup)
 
 
 if __name__ == "__main__":

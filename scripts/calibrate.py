@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from sparse_dset.analysis.benchmark import open_validation_set
 from sparse_dset.analysis.table import markdown_table
-from sparse_dset.command_line import check_command_line, script
+from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config, with_pruner
 from sparse_dset.engine.calibrate import (
     calibrated,
@@ -25,7 +25,8 @@ from sparse_dset.engine.calibrate import (
 from sparse_dset.engine.checkpoint import read_detector, replace_config
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.evaluate import evaluation_loader
-from sparse_dset.engine.loggers import append_row, environment, now
+from sparse_dset.engine.loggers import append_row, environment, now, shown
+from sparse_dset.engine.outputs import job_folder
 from sparse_dset.models.pruner import BY_CONTENT, TopK, check_keep_ratio
 from sparse_dset.ops.costs import set_threads
 
@@ -36,6 +37,24 @@ def _check(plain: dict[str, Any]) -> None:
     check_keep_ratio(plain["keep_ratio"])
     if plain["selector"] not in BY_CONTENT:
         raise ValueError(f"selector must be threshold or mass, got {plain['selector']!r}")
+
+
+def _destination(cfg: DictConfig) -> Path:
+    """The checkpoint to write: the same file, but under ``-m`` one in each job's own folder."""
+    if cfg.output is not None:
+        return Path(cfg.output)
+    folder, same = job_folder(cfg.output_dir), Path(cfg.checkpoint)
+    return same if folder == Path(cfg.output_dir) else folder / same.name
+
+
+def _check_outputs(jobs: list[dict[str, Any]]) -> None:
+    """Refuses jobs that would write one checkpoint after the other over it."""
+    given = [job["output"] for job in jobs if job["output"] is not None]
+    if len(given) != len(set(given)):
+        raise SystemExit(
+            f"error: several jobs write output={given[0]}: leave it out, and each writes into its "
+            "own folder, or give one for each, e.g. output='${selector}.pt'"
+        )
 
 
 @script("calibrate")
@@ -52,7 +71,7 @@ def main(cfg: DictConfig) -> None:
         loader = evaluation_loader(dataset, cfg.batch_size, num_workers=cfg.num_workers)
         selector, scored = calibrated(model.to(device), loader, device=device)
     config = with_pruner(config, {"calibration": list(selector.calibration)})
-    destination = cfg.output or cfg.checkpoint
+    destination = _destination(cfg)
     replace_config(cfg.checkpoint, destination, config)
 
     same_count = TopK(selector.min_tokens, selector.max_tokens)
@@ -67,6 +86,7 @@ def main(cfg: DictConfig) -> None:
     row = {
         "kind": "calibrate",
         "time": now(),
+        "overrides": task_overrides(),
         "checkpoint": str(destination),
         "data": str(dataset.annotations),
         "selector": cfg.selector,
@@ -74,10 +94,10 @@ def main(cfg: DictConfig) -> None:
         "rows": table,
         "environment": environment(device),
     }
-    append_row(Path(cfg.output_dir) / "results.jsonl", row)
+    append_row(job_folder(cfg.output_dir) / "results.jsonl", row)
     names = ["keep ratio", cfg.selector, "kept %", "objects kept %", "objects kept % (topk)"]
     cells = [
-        [f"{r:g}", f"{s:.4g}", *("-" if x is None else f"{100 * x:.1f}" for x in rest)]
+        [f"{r:g}", f"{s:.4g}", *("-" if x is None else shown(100 * x, ".1f") for x in rest)]
         for r, s, *rest in table
     ]
     print(f"{destination}: {cfg.selector}, {cfg.keep_ratio:g} of {dataset.annotations} on average")
@@ -86,5 +106,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_command_line("calibrate", _check)
+    _check_outputs(check_command_line("calibrate", _check))
     main()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -13,13 +12,14 @@ from omegaconf import DictConfig
 from sparse_dset.analysis.benchmark import check_run, open_validation_set
 from sparse_dset.analysis.table import markdown_table
 from sparse_dset.checks import check_number
-from sparse_dset.command_line import check_command_line, script
+from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config
 from sparse_dset.data.view import view_of
 from sparse_dset.engine.checkpoint import read_detector
 from sparse_dset.engine.distributed import is_main, process_group
 from sparse_dset.engine.evaluate import check_precision, evaluate, evaluation_loader
-from sparse_dset.engine.loggers import append_row, environment, now
+from sparse_dset.engine.loggers import append_row, environment, now, shown
+from sparse_dset.engine.outputs import job_folder
 from sparse_dset.models.pruner import TopK
 from sparse_dset.ops import resolve_backend
 from sparse_dset.ops.costs import set_threads
@@ -66,6 +66,7 @@ def main(cfg: DictConfig) -> None:
         row = {
             "kind": "evaluate",
             "time": now(),
+            "overrides": task_overrides(),
             "checkpoint": cfg.checkpoint,
             "data": str(dataset.annotations),
             "view": view_of(dataset).as_config(),
@@ -79,12 +80,12 @@ def main(cfg: DictConfig) -> None:
             "config": record,
         }
         if is_main():
-            append_row(Path(cfg.output_dir) / "results.jsonl", row)
+            append_row(job_folder(cfg.output_dir) / "results.jsonl", row)
             ratio = "as the content asks" if keep_ratio is None else f"{keep_ratio:g}"
             print(f"{cfg.checkpoint}: {execution}, keep ratio {ratio}")
             print(f"pictures are {view_of(dataset)}\n")
-            shown = [(name, f"{value:.4g}") for name, value in metrics.items()]
-            print(markdown_table(["metric", "value"], shown))
+            cells = [(name, shown(value, ".4g")) for name, value in metrics.items()]
+            print(markdown_table(["metric", "value"], cells))
 
 
 if __name__ == "__main__":

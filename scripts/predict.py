@@ -13,7 +13,7 @@ from sparse_dset.analysis.benchmark import check_run
 from sparse_dset.analysis.prediction_files import PredictionFolder, find_pictures
 from sparse_dset.analysis.visualize import draw_detections
 from sparse_dset.checks import check_number
-from sparse_dset.command_line import check_command_line, script
+from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.data.images import ImageReader
 from sparse_dset.engine.claim import claimed
 from sparse_dset.engine.outputs import job_folder
@@ -51,6 +51,7 @@ def main(cfg: DictConfig) -> None:
                 "names": found["names"],
                 "kept": found["kept"].float().mean().item(),
                 "settings": {"checkpoint": cfg.checkpoint, **options},
+                "overrides": task_overrides(),
             }
             folder.write(path, draw_detections(image, found, show_kept=cfg.show_kept), row)
     for sentence in source.left_out:

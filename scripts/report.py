@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,6 +9,8 @@ from omegaconf import DictConfig
 from sparse_dset.analysis.report import make_report, read_all
 from sparse_dset.command_line import check_command_line, script
 from sparse_dset.config import check_config
+from sparse_dset.engine.outputs import job_folder
+from sparse_dset.files import write_text
 
 
 def _paths(plain: dict[str, Any]) -> list[str]:
@@ -21,13 +22,12 @@ def main(cfg: DictConfig) -> None:
     """Reads the rows and writes report.html, report.md and the pictures of the latter."""
     plain = check_config(cfg)
     report = make_report(read_all(_paths(plain)), plain["title"], plain["class_name"])
-    folder = Path(plain["output_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.html").write_text(report.html(), encoding="utf-8")
-    (folder / "report.md").write_text(report.markdown(), encoding="utf-8")
+    folder = job_folder(plain["output_dir"])
+    write_text(folder / "report.html", report.html())
+    write_text(folder / "report.md", report.markdown())
     for section in report.sections:
         for picture in section.figures:
-            (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
+            write_text(folder / f"{picture.name}.svg", picture.svg)
         for finding in section.findings:
             print(finding)
     print(f"report: {folder / 'report.html'}")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -19,10 +18,11 @@ from sparse_dset.analysis.scale import (
 )
 from sparse_dset.analysis.table import measured_with
 from sparse_dset.checks import check_list, check_number
-from sparse_dset.command_line import check_command_line, script
+from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config
 from sparse_dset.engine.checkpoint import read_detector
 from sparse_dset.engine.loggers import append_row, now
+from sparse_dset.engine.outputs import job_folder
 from sparse_dset.ops.costs import set_threads
 
 
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     data = check_config(cfg).get("data") or config.get("data")
     dataset = open_validation_set(data, None, config["model"]["class_names"], model.view)
     image, target = dataset[cfg.image]
-    folder, rows = Path(cfg.output_dir), []
+    folder, rows = job_folder(cfg.output_dir), []
     for row in measure_scale(
         model,
         image,
@@ -56,7 +56,13 @@ def main(cfg: DictConfig) -> None:
     ):
         append_row(
             folder / "results.jsonl",
-            {**row, "time": now(), "checkpoint": cfg.checkpoint, "image": cfg.image},
+            {
+                **row,
+                "time": now(),
+                "checkpoint": cfg.checkpoint,
+                "image": cfg.image,
+                "overrides": task_overrides(),
+            },
         )
         rows.append(row)
     plot_scale(rows, folder / "scale.png")

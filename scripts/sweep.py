@@ -16,6 +16,7 @@ from sparse_dset.analysis.plot import plot_results
 from sparse_dset.analysis.sweep import check_job, failed_jobs, finished_jobs, run_job
 from sparse_dset.analysis.table import format_table, read_rows
 from sparse_dset.command_line import check_command_line, script
+from sparse_dset.files import write_text
 from sparse_dset.overrides import text_override
 
 
@@ -36,7 +37,7 @@ def _report(folder: Path) -> None:
         name = f"{setup['model']}, {setup['size'][0]}x{setup['size'][1]}, seed {setup['seed']}"
         table = f"{name}\n\n{format_table(own)}"
         print(f"\n{table}")
-        (folder / f"table_{number}.md").write_text(table, encoding="utf-8")
+        write_text(folder / f"table_{number}.md", table)
         plot_results(own, folder / f"plot_{number}.png", title=name)
     for row in failed_jobs(rows):
         print(f"failed: {' '.join(row['overrides'])}: {row['error']}", file=sys.stderr)

@@ -29,6 +29,7 @@ from sparse_dset.config import (
     with_home,
 )
 from sparse_dset.overrides import as_written
+from sparse_dset.paths import check_output_dir
 
 _MULTIRUN = ("-m", "--multirun")
 
@@ -109,14 +110,17 @@ def _naming_an_argument(message: str, typed: Sequence[str]) -> str:
 
 
 def _check_folder(plain: Mapping[str, Any]) -> None:
-    """Refuses a folder for outputs that hydra, which writes its log there, cannot name."""
+    """Refuses a folder for outputs that cannot be written, or not named by hydra for its log."""
     for prefix, holder in (("", plain), ("train.", plain.get("train") or {})):
         folder = holder.get("output_dir")
-        if folder is not None and "${" in os.path.abspath(folder):
+        if folder is None:
+            continue
+        if "${" in os.path.abspath(folder):
             raise ValueError(
                 f"{prefix}output_dir={folder}: hydra takes ${{...}} in the name of this folder "
                 f"({os.path.abspath(folder)}) for an interpolation; choose another"
             )
+        check_output_dir(f"{prefix}output_dir", folder)
 
 
 def _is_multirun(name: str, arguments: Sequence[str]) -> bool:

@@ -29,3 +29,23 @@ def expand_home(path: str | Path) -> str:
         f"{text} begins with ~, the home folder, but no user is called {user!r}; write ./{text} "
         "for a name that begins with ~"
     )
+
+
+def check_output_dir(key: str, folder: str | Path) -> None:
+    """Checks, before anything is computed, that a folder is there to be written or can be made.
+
+    Args:
+        key: of the setting, for messages.
+        folder: its value.
+
+    Raises:
+        ValueError: the path or a part of it is a file, or nothing may be written there.
+    """
+    path = Path(expand_home(folder))
+    there = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    if not there.is_dir():
+        raise ValueError(f"{key}={folder} cannot be made: {there} is no folder; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{key}={folder} cannot be written: nothing may be written in {there}; choose another"
+        )

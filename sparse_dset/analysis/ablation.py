@@ -18,6 +18,7 @@ from sparse_dset.engine.calibrate import calibrated, centres_kept, kept_tokens, 
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS
 from sparse_dset.engine.evaluate import detect, evaluation_loader
+from sparse_dset.engine.loggers import is_defined
 from sparse_dset.models.detector import EXECUTIONS, Detector
 from sparse_dset.models.pruner import ByContent
 
@@ -225,8 +226,11 @@ def _cell(
     if length:
         # A draw without any object of the class has no AP.
         values = np.array([[one[:length] for one in pair] for pair in samples], dtype=float)
-        low, high = np.nanpercentile((values[:, 0] - values[:, 1]).mean(0), [2.5, 97.5])
-        text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+        differences = (values[:, 0] - values[:, 1]).mean(0)
+        differences = differences[np.isfinite(differences)]
+        if len(differences):
+            low, high = np.percentile(differences, [2.5, 97.5])
+            text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
     return text
 
 
@@ -238,7 +242,7 @@ def _seeds(
         seed: row
         for (name, seed, execution, ratio), row in measured.items()
         if name == arm
-        and row["metrics"].get(metric) is not None
+        and is_defined(row["metrics"].get(metric))
         and (
             execution == "dense" if column == "dense" else execution != "dense" and ratio == column
         )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from sparse_dset.analysis.audit import CLAIMED_RATIO, CLAIMED_SAVING, FORMS, PARTS
-from sparse_dset.analysis.plot import draw_bars
+from sparse_dset.analysis.plot import draw_bars, save_figure
 from sparse_dset.analysis.table import MISSING, Row, Table, arm_name, markdown_table, with_rest
 
 _NUM_MODULES = 20
@@ -187,7 +187,7 @@ def plot_audit(rows: Sequence[Row], steps: Sequence[Row], path: str | Path, titl
     figure.suptitle(title, fontsize=11)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def audit_figure(rows: Sequence[Row], steps: Sequence[Row]) -> Figure:

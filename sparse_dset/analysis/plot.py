@@ -22,6 +22,7 @@ from sparse_dset.analysis.table import (
     latest,
     with_rest,
 )
+from sparse_dset.files import atomic_write
 
 _Point = tuple[float, float, Row]
 
@@ -67,6 +68,12 @@ _VALUES: dict[str, Callable[[Row], float | None]] = {
 }
 
 
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Draws a figure into a file whose ending says the format; see `atomic_write`."""
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=150, format=Path(path).suffix.removeprefix("."))
+
+
 def plot_results(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     """Draws AP against GFLOPs and against latency; without AP, both against the keep ratio.
 
@@ -84,7 +91,7 @@ def plot_results(rows: Sequence[Row], path: str | Path, *, title: str = "") -> N
     figure = results_figure(rows, title=title)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def results_figure(rows: Sequence[Row], *, title: str = "") -> Figure:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sparse_dset.analysis.benchmark import measure_latency, milliseconds
+from sparse_dset.analysis.plot import save_figure
 from sparse_dset.analysis.table import Table
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector
@@ -145,7 +146,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def plot_scale(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draws time against pixels, both logarithmic."""
-    scale_figure(rows).savefig(path, dpi=150)
+    save_figure(scale_figure(rows), path)
 
 
 def scale_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

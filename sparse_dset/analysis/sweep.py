@@ -22,7 +22,7 @@ from sparse_dset.command_line import task_overrides
 from sparse_dset.config import build_from_config, check_config
 from sparse_dset.engine.checkpoint import weights_name
 from sparse_dset.engine.distributed import process_group
-from sparse_dset.engine.loggers import append_row, now
+from sparse_dset.engine.loggers import NOT_AVAILABLE, append_row, is_defined, now
 from sparse_dset.ops.costs import set_threads
 
 _HOW_TO_RUN = ("output_dir", "resume", "objectives")
@@ -217,5 +217,7 @@ def read_objectives(row: Row, names: Sequence[str]) -> float | tuple[float, ...]
                 f"objectives names {name!r}, which this job did not measure: its row has "
                 f"{', '.join(row)}"
             )
+        if not is_defined(value):
+            raise ValueError(f"objectives names {name!r}, which is {NOT_AVAILABLE} in this job")
         values.append(float(value))
     return values[0] if len(values) == 1 else tuple(values)

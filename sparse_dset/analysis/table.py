@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparse_dset.engine.loggers import shown
 from sparse_dset.models.detector import EXECUTIONS
 
 Row = Mapping[str, Any]
@@ -141,10 +142,10 @@ def _cells(row: Row, class_name: str) -> dict[str, str]:
         "keep ratio": f"{row['keep_ratio']:g}",
         "selection": selection_text(row) or MISSING,
         "kept % S3/S4/S5": kept_text(row),
-        "AP": _percent(metrics.get("AP")),
-        "AP50": _percent(metrics.get("AP50")),
-        f"{class_name} AP": _percent(metrics.get(f"AP/{class_name}")),
-        f"{class_name} AP50": _percent(metrics.get(f"AP50/{class_name}")),
+        "AP": _metric(metrics, "AP"),
+        "AP50": _metric(metrics, "AP50"),
+        f"{class_name} AP": _metric(metrics, f"AP/{class_name}"),
+        f"{class_name} AP50": _metric(metrics, f"AP50/{class_name}"),
         "GFLOPs": f"{row['gflops']['total']:.2f}" if "gflops" in row else MISSING,
         "saved %": _percent(row.get("gflops_saved")),
         "latency ms": MISSING if latency is None else _latency_text(latency),
@@ -193,6 +194,12 @@ def _latency_text(latency: Mapping[str, float]) -> str:
 
 def _times(speedup: float | None) -> str:
     return MISSING if speedup is None else f"{speedup:.2f}x"
+
+
+def _metric(metrics: Mapping[str, float | None], name: str) -> str:
+    """What was measured, in percent; it may be n/a, which is not the same as not measured."""
+    value = metrics.get(name)
+    return shown(None if value is None else 100 * value, ".1f") if name in metrics else MISSING
 
 
 def _percent(share: float | None) -> str:

@@ -20,6 +20,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from sparse_dset import native
+from sparse_dset.files import write_text
 from sparse_dset.structures.grid import enlarged
 from sparse_dset.structures.support import Support
 
@@ -136,10 +137,7 @@ def main() -> None:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         known = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps({**known, machine(): prices}, indent=1))
-    partial.replace(path)
+    write_text(path, json.dumps({**known, machine(): prices}, indent=1))
     print(f"{machine()}: {path}")
     for name, price in prices.items():
         print(f"  {name:12} {price:.3g} ns")

@@ -429,7 +429,9 @@ def test_the_script_writes_rows_table_and_plot(
     run_script(
         monkeypatch, "benchmark.py", "-m", *options, "execution=dense,sparse", "pruner.keep_ratio=1"
     )
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 5
+    for number, execution in enumerate(("dense", "sparse")):
+        (line,) = (tmp_path / str(number) / "results.jsonl").read_text().splitlines()
+        assert f"execution={execution}" in json.loads(line)["overrides"]
     assert (tmp_path / "table.md").read_text().count("\n|") == 5  # rule and four arms
 
 
