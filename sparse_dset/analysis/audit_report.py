@@ -184,7 +184,7 @@ def plot_audit(rows: Sequence[Row], steps: Sequence[Row], path: str | Path, titl
         title: over all.
     """
     figure = audit_figure(rows, steps)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path)

@@ -119,7 +119,7 @@ def results_figure(rows: Sequence[Row], *, title: str = "") -> Figure:
         frameon=False,
     )
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
 
 
@@ -170,7 +170,7 @@ def draw_bars(axes: Axes, names: Sequence[str], bars: Sequence[Mapping[str, floa
     for x, bar in enumerate(bars):
         axes.annotate(f"{bar['total']:.4g}", (x, bottom[x]), ha="center", va="bottom", fontsize=9)
     wrapped = ["\n".join(textwrap.wrap(name, 14)) for name in names]
-    axes.set_xticks(range(len(bars)), wrapped, fontsize=8)
+    axes.set_xticks(range(len(bars)), wrapped, fontsize=8, parse_math=False)
     axes.set_ylim(0, 1.1 * max(bottom))
     axes.spines[["top", "right"]].set_visible(False)
 

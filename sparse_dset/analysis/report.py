@@ -31,6 +31,7 @@ from sparse_dset.analysis.table import (
     Table,
     arm_name,
     latest,
+    markdown_text,
     read_rows,
     results_table,
 )
@@ -96,16 +97,17 @@ class Report:
 
     def markdown(self) -> str:
         """Returns the same as Markdown; pictures are files named after them, ``name.svg``."""
-        lines = [f"# {self.title}"]
+        lines = [f"# {markdown_text(self.title)}"]
         for section in self.sections:
             lines.append(f"## {section.title}")
             lines += [f"> {finding}" for finding in section.findings]
-            lines += [f"![{p.caption}]({p.name}.svg)" for p in section.figures]
+            lines += [f"![{markdown_text(p.caption)}]({p.name}.svg)" for p in section.figures]
             for caption, table in section.tables:
-                lines += [f"### {caption}", table.markdown()]
+                lines += [f"### {markdown_text(caption)}", table.markdown()]
             lines += section.notes
             if section.settings:
-                lines.append("\n".join(f"- {k}: {v}" for k, v in section.settings.items()))
+                settings = section.settings.items()
+                lines.append("\n".join(f"- {k}: {markdown_text(v)}" for k, v in settings))
         return "\n\n".join(lines) + "\n"
 
 

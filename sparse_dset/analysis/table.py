@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,11 +121,18 @@ def results_table(rows: Sequence[Row], *, class_name: str = "car") -> Table:
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Returns a Markdown table with padded cells; columns but the first are set to the right."""
+    header, *lines = ([markdown_text(cell) for cell in line] for line in (header, *lines))
     widths = [max(3, *map(len, column)) for column in zip(header, *lines, strict=True)]
     rules = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "\n".join(
         "| " + " | ".join(_padded(line, widths)) + " |" for line in [header, rules, *lines]
     )
+
+
+def markdown_text(text: str) -> str:
+    """Returns a line of text as Markdown shows it: no table cell, HTML or formula begins in it."""
+    escaped = re.sub(r"[\\|<$]", r"\\\g<0>", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
 
 
 def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:

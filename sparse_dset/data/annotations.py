@@ -121,6 +121,12 @@ def read_categories(
         category_id: str(category_id if entry.get("name") is None else entry["name"])
         for category_id, entry in entries.items()
     }
+    for category_id, name in names.items():
+        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+            raise ValueError(
+                f"{path}: the name of category {category_id} is no text: {name!r} has half of a "
+                "pair of UTF-16 (a surrogate) in it"
+            )
     repeats = Counter(names.values())
     ids = tuple(sorted(names))
     return ids, tuple(

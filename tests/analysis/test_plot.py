@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sparse_dset.analysis.plot import plot_results
+from sparse_dset.analysis.plot import draw_bars, plot_results, results_figure
 from sparse_dset.models.detector import EXECUTIONS
 
 
@@ -82,3 +82,14 @@ def test_no_rows_are_an_error(tmp_path: Path) -> None:
 def test_every_execution_can_be_drawn(tmp_path: Path) -> None:
     drawn = [{**rows(True)[0], "execution": execution} for execution in EXECUTIONS]
     plot_results(drawn, tmp_path / "plot.png")
+
+
+@pytest.mark.parametrize("text", ["$x^2$", "$\\broken", "a $ b $", "${x}", "%s {0}", "<b>"])
+def test_text_is_text_in_figures(tmp_path: Path, text: str) -> None:
+    plot_results(rows(with_ap=True), tmp_path / "x.svg", title=text)
+    axes = Figure().subplots()
+    draw_bars(axes, [text], [{"total": 1.0, "backbone": 1.0}])
+    for drawn in (axes.get_xticklabels()[0], results_figure(rows(True), title=text)._suptitle):
+        assert drawn.get_text() == text
+        assert not drawn.get_parse_math()
+    axes.figure.savefig(tmp_path / "bars.png")

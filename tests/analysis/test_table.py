@@ -101,3 +101,22 @@ def test_the_hardware_stands_under_the_table() -> None:
     table = format_table([row("dense", 1.0, environment=known)])
     assert "\n\nMeasured with 2 threads, AVX-512, a processor.\n" in table
     assert "Measured with" not in format_table([row("dense", 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a|b", "a\\|b"),
+        ("<b>", "\\<b>"),
+        ("$x^2$", "\\$x^2\\$"),
+        ("two\nlines", "two\\nlines"),
+        ("a\\|", "a\\\\\\|"),
+        ("日本", "日本"),
+        ("", ""),
+    ],
+)
+def test_text_is_text_in_markdown(text: str, shown: str) -> None:
+    header, rule, line = markdown_table(["metric", text], [[text, "1"]]).split("\n")
+    assert len(header) == len(rule) == len(line)
+    assert header.split(" | ", 1)[1].removesuffix(" |").strip() == shown
+    assert line.removeprefix("| ").rsplit(" | ", 1)[0].strip() == shown

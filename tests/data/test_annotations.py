@@ -200,3 +200,11 @@ def test_the_switch_reaches_training_and_validation(option, tmp_path):
 def test_names_of_classes_are_text(name):
     given = content(categories=[{"id": 1, "name": name}])
     assert read_categories(given, PATH)[1] == (name,)
+
+
+def test_half_a_character_is_no_text():
+    given = content(categories=[{"id": 5, "name": "\ud83d"}])
+    with pytest.raises(ValueError, match="category 5 is no text"):
+        read_categories(given, PATH)
+    given = content(categories=[{"id": 5, "name": json.loads('"\\ud83d\\ude00"')}])
+    assert read_categories(given, PATH)[1] == ("😀",)

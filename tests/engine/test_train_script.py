@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,29 @@ def test_a_validation_that_cannot_be_described_is_refused(train):
     done = train("data.val.transforms=null")
     assert done.returncode != 0
     assert "data.val.transforms must be a sparse_dset.data.view.View" in done.stderr
+
+
+NAMES = ["${oc.env:HOME}", "a=b|<b>{x}%s", "$x^2$\n../日本"]
+
+
+@pytest.mark.slow
+def test_names_of_classes_and_files_are_text_all_the_way(train, tmp_path):
+    root = tmp_path / "data"
+    for path in (root / "annotations").glob("*.json"):
+        content = json.loads(path.read_text())
+        for category, name in zip(content["categories"], NAMES, strict=True):
+            category["name"] = name
+        for number, image in enumerate(content["images"]):
+            name = f"${{x}}=%s [{{{number}}}] #{path.stem}.png"
+            (root / "images" / image["file_name"]).rename(root / "images" / name)
+            image["file_name"] = name
+        path.write_text(json.dumps(content))
+    done = train()
+    assert done.returncode == 0, done.stderr
+    model = load_detector(tmp_path / "run" / "last.pt")
+    assert list(model.class_names) == NAMES
+    (found,) = model.predict([torch.rand(3, 96, 160)], threshold=0.0)
+    assert found["names"] == [NAMES[label] for label in found["labels"]]
+    (row,) = map(json.loads, (tmp_path / "run" / "results.jsonl").read_text().splitlines())
+    assert {f"AP/{name}" for name in NAMES} <= row["val"].keys()
+    assert row["config"]["model"]["class_names"] == NAMES
