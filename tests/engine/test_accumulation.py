@@ -78,7 +78,13 @@ def _model(*overrides: str) -> Any:
 
 
 def _step(
-    folder: Path, overrides: Sequence[str], counts: Sequence[int], batch_size: int, accumulate: int
+    folder: Path,
+    overrides: Sequence[str],
+    counts: Sequence[int],
+    batch_size: int,
+    accumulate: int,
+    *,
+    freeze_statistics: bool = True,
 ) -> tuple[dict[str, Tensor], dict[str, float], dict[str, Tensor]]:
     """The gradients of one step, its printed numbers and the buffers after it."""
     config = TrainConfig(
@@ -88,7 +94,7 @@ def _step(
         accumulate=accumulate,
         num_workers=0,
         pruning=PruningSchedule(0.0),
-        freeze_statistics=True,
+        freeze_statistics=freeze_statistics,
         clip_norm=None,
         eval_every=0,
         device="cpu",
@@ -180,8 +186,21 @@ def test_denoising_draws_for_each_pass_and_weighs_every_object_once(tmp_path: Pa
 
 
 def test_looking_ahead_leaves_no_trace(tmp_path: Path) -> None:
-    """With noise, and statistics that are learnt: the first look at a step is not one of it."""
+    """Statistics are learnt once from each pass, with noise that an unbroken run would draw."""
     overrides = ("model.execution=sparse", "pruner.keep_ratio=0.5")
-    counts = (3, 5)
-    twice = [_step(tmp_path / str(i), overrides, counts, 1, 2) for i in range(2)]
+    twice = [
+        _step(tmp_path / str(i), overrides, (3, 5), 1, 2, freeze_statistics=False) for i in range(2)
+    ]
     assert twice[0][1] == twice[1][1]
+    before = _model(*overrides)
+    for name, value in twice[0][2].items():
+        if name.endswith("num_batches_tracked"):
+            assert int(value) in (int(before[name]), int(before[name]) + 2), name
+            mean = name.replace("num_batches_tracked", "running_mean")
+            changed = not torch.equal(twice[0][2][mean], before[mean].double())
+            assert changed == (int(value) != int(before[name])), name
+    assert any(
+        int(value) == int(before[name]) + 2
+        for name, value in twice[0][2].items()
+        if name.endswith("num_batches_tracked")
+    )
