@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from sparse_dset.analysis.prediction_files import PredictionFolder, find_picture
 from sparse_dset.analysis.visualize import draw_detections
 from sparse_dset.checks import check_number
 from sparse_dset.command_line import check_command_line, script, task_overrides
-from sparse_dset.data.images import ImageReader
 from sparse_dset.engine.claim import claimed
 from sparse_dset.engine.outputs import job_folder
 
@@ -22,6 +22,8 @@ from sparse_dset.engine.outputs import job_folder
 def _check(plain: dict[str, Any]) -> None:
     check_number("threshold", plain["threshold"], at_least=0, at_most=1)
     check_number("max_detections", plain["max_detections"], at_least=1, whole=True)
+    if plain["max_pixels"] is not None:
+        check_number("max_pixels", plain["max_pixels"], at_least=1, whole=True)
     check_run([plain["execution"]], plain["keep_ratio"])
 
 
@@ -40,10 +42,13 @@ def main(cfg: DictConfig) -> None:
         "keep_ratio": cfg.keep_ratio,
         "max_detections": cfg.max_detections,
     }
+    reader = model.view.reader
+    if cfg.max_pixels is not None:
+        reader = replace(reader, max_pixels=cfg.max_pixels)
     with claimed(output):
         folder = PredictionFolder(output, source)
         for path in tqdm(source.pictures, desc="predict"):
-            image = ImageReader().read(path)
+            image = reader.read(path)
             (found,) = model.predict([image], **options)
             row = {
                 "boxes": found["boxes"].tolist(),

@@ -55,7 +55,8 @@ def _view(data: dict[str, Any], val_set: CocoDetection | None) -> View:
     """How the detector will see pictures: as its validation does, which the data decides."""
     if val_set is not None:
         return view_of(val_set)
-    return instantiate(data["view"]) if data.get("view") else View(data["size"])
+    view = instantiate(data["view"]) if data.get("view") else View(data["size"])
+    return replace(view, reader=instantiate(data["reader"])) if data.get("reader") else view
 
 
 def _check_classes(plain: dict[str, Any], names: list[str]) -> None:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import cycle
 from typing import Any
 
@@ -22,12 +22,11 @@ from sparse_dset.analysis.profile import Run, time_groups
 from sparse_dset.analysis.table import LEVELS
 from sparse_dset.checks import check_list, check_number, check_size
 from sparse_dset.data.coco import CocoDetection
-from sparse_dset.data.view import View, view_of
+from sparse_dset.data.view import View, reader_config, recorded_view, view_of
 from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS
 from sparse_dset.engine.datasets import open_dataset
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import environment
-from sparse_dset.instantiate import instantiate
 from sparse_dset.models.detector import EXECUTIONS, Detector, DetectorOutput
 from sparse_dset.models.pruner import ByContent, check_keep_ratio
 from sparse_dset.ops.cpu import chosen_algorithm
@@ -375,7 +374,8 @@ def open_validation_set(
         size: (height, width) instead of the view's.
         class_names: those of the model, which must be the data's; None: not checked.
         view: that of the model, by which it sees these images too; a data configuration that says
-            something else is warned of. None: as the data configuration says.
+            something else is warned of (its limit of pixels holds). None: as the data
+            configuration says.
 
     Raises:
         FileNotFoundError: there is no validation set, or its annotations are not there.
@@ -388,8 +388,11 @@ def open_validation_set(
         )
     val = dict(data["val"])
     if view is not None:
-        _warn_of_other_view(val.get("transforms"), view)
-        val["transforms"] = view.as_config()
+        limit = (val.get("reader") or {}).get("max_pixels", view.reader.max_pixels)
+        view = replace(view, reader=replace(view.reader, max_pixels=limit))
+        if recorded_view(val) != view:
+            _warn_of_other_view(recorded_view(val), view)
+        val |= {"transforms": view.as_config(), "reader": reader_config(view.reader)}
     if size is not None:
         val["transforms"] = {**val["transforms"], "size": list(size)}
     dataset = open_dataset(val, "data.val")
@@ -401,15 +404,12 @@ def open_validation_set(
     return dataset
 
 
-def _warn_of_other_view(transforms: Any, view: View) -> None:
-    said = instantiate(transforms) if transforms else None
-    if said != view:
-        shown = said if isinstance(said, View) else "something else"
-        warnings.warn(
-            f"pictures are {view}, as the model's validation saw them; the data configuration says "
-            f"{shown}. Give size=[height,width] for another size",
-            stacklevel=3,
-        )
+def _warn_of_other_view(said: View | None, view: View) -> None:
+    warnings.warn(
+        f"pictures are {view}, as the model's validation saw them; the data configuration says "
+        f"{said or 'something else'}. Give size=[height,width] for another size",
+        stacklevel=3,
+    )
 
 
 def find_validation_set(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from sparse_dset.checks import check_size
+from sparse_dset.data.images import ImageReader
 
 _TARGETS = ("sparse_dset.data.view.View", "sparse_dset.data.transforms.eval_transforms")
 MODES = ("stretch", "letterbox")
@@ -17,7 +18,7 @@ MODES = ("stretch", "letterbox")
 
 @dataclass(frozen=True)
 class View:
-    """How a picture is brought to the size that the network takes.
+    """How a picture is read and brought to the size that the network takes.
 
     It belongs to the detector, and so to its checkpoint. The mean and the deviation by which pixels
     are normalised are the backbone's own settings (``model.backbone.mean``, ``std``), and padding
@@ -28,6 +29,7 @@ class View:
         mode: ``"stretch"`` resizes every picture to exactly ``size``; ``"letterbox"`` keeps the
             proportions and resizes to the largest size that fits within ``size``. What is missing
             is padding, at the right and at the bottom, which the network leaves out.
+        reader: how files become pixels.
 
     Raises:
         ValueError: an unknown mode, or a size that is none.
@@ -35,6 +37,7 @@ class View:
 
     size: tuple[int, int]
     mode: Literal["stretch", "letterbox"] = "stretch"
+    reader: ImageReader = ImageReader()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -56,7 +59,8 @@ class View:
     def __str__(self) -> str:
         height, width = self.size
         verb = "stretched to" if self.mode == "stretch" else "fitted into"
-        return f"{verb} {height}x{width} (height x width)"
+        read = "" if self.reader == ImageReader() else f", read by {self.reader}"
+        return f"{verb} {height}x{width} (height x width){read}"
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """Returns the size, without padding, that a picture of height x width is resized to."""
@@ -72,11 +76,8 @@ class View:
 
     def as_config(self) -> dict[str, Any]:
         """Returns the configuration that makes it: plain values, as a checkpoint holds them."""
-        return {
-            "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
-            "size": list(self.size),
-            "mode": self.mode,
-        }
+        settings = {"size": list(self.size), "mode": self.mode}
+        return {"_target_": _TARGETS[0], **settings, "reader": reader_config(self.reader)}
 
 
 def fitted_size(
@@ -93,13 +94,22 @@ def fitted_size(
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def reader_config(reader: ImageReader) -> dict[str, Any]:
+    """Returns the configuration that makes a reader: plain values."""
+    settings = {**asdict(reader), "background": list(reader.background)}
+    return {"_target_": "sparse_dset.data.images.ImageReader", **settings}
+
+
 def recorded_view(val: Mapping[str, Any] | None) -> View | None:
     """Returns the view that a recorded configuration of validation data describes, if any."""
     transforms = (val or {}).get("transforms") or {}
     if transforms.get("_target_") not in _TARGETS:
         return None
     mode = transforms.get("mode", "stretch")
-    return View(transforms["size"], "stretch" if mode == "fixed" else mode)
+    settings = {**((val or {}).get("reader") or {})}
+    settings.pop("_target_", None)
+    reader = ImageReader(**settings)
+    return View(transforms["size"], "stretch" if mode == "fixed" else mode, reader)
 
 
 def view_of(dataset: Any) -> View:
@@ -109,8 +119,8 @@ def view_of(dataset: Any) -> View:
         ValueError: its transforms are something else, which a checkpoint could not say of itself.
     """
     transforms = getattr(dataset, "transforms", None)
-    if isinstance(transforms, View):
-        return transforms
+    if isinstance(transforms, View):  # which resizes; what reads is the data set
+        return replace(transforms, reader=getattr(dataset, "reader", transforms.reader))
     raise ValueError(
         "data.val.transforms must be a sparse_dset.data.view.View of a size and a mode (stretch or "
         f"letterbox), got {transforms!r}: predict and whatever measures a checkpoint must see "

@@ -25,6 +25,12 @@ _SAME_VIEW = (
     (f"{_VIEW}mode", "fixed"),
     (f"{_VIEW}mode", "stretch"),
 )
+# How pictures were read before that was a setting.
+_SAME_READER = (
+    ("_target_", "sparse_dset.data.images.ImageReader"),
+    ("background", [255, 255, 255]),
+    ("stretch", False),
+)
 _COPIES = ("model.pruner.", "model.view.", "data.view.")
 
 
@@ -54,4 +60,13 @@ def lasting_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         and name.rpartition(".")[2] not in _PATHS
         and not name.startswith(_COPIES)
         and (name, value) not in _SAME_VIEW
+        and not _is_usual_reading(name, value)
     }
+
+
+def _is_usual_reading(name: str, value: Any) -> bool:
+    """Whether a setting of an ``ImageReader`` is the usual one, or changes no picture."""
+    holder, _, key = name.rpartition(".")
+    if holder.rpartition(".")[2] != "reader":
+        return False
+    return key == "max_pixels" or (key, value) in _SAME_READER

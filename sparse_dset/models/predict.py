@@ -101,7 +101,7 @@ def _detect(
     device: torch.device,
     options: dict[str, Any],
 ) -> Iterator[Detections]:
-    tensors = [_to_tensor(picture) for picture in pictures]
+    tensors = [_to_tensor(picture, model.view.reader) for picture in pictures]
     sizes = [(t.shape[-2], t.shape[-1]) for t in tensors]
     seen = [model.view.size_of(*size) for size in sizes]
     resized = [F.to_dtype(model.view.resized(t), torch.float32, scale=True) for t in tensors]
@@ -130,11 +130,11 @@ def _detect(
         )
 
 
-def _to_tensor(picture: Picture) -> Tensor:
+def _to_tensor(picture: Picture, reader: ImageReader) -> Tensor:
     if isinstance(picture, (str, Path)):
-        return ImageReader().read(picture)
+        return reader.read(picture)
     if isinstance(picture, Image.Image):
-        return ImageReader().convert(picture)
+        return reader.convert(picture)
     if not isinstance(picture, Tensor):
         raise ValueError(
             f"an image must be a path, a PIL image or a tensor, got a {type(picture).__name__}"

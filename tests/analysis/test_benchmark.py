@@ -28,7 +28,8 @@ from sparse_dset.analysis.benchmark import (
     sample_images,
 )
 from sparse_dset.command_line import check_command_line
-from sparse_dset.data.view import View
+from sparse_dset.data.images import ImageReader
+from sparse_dset.data.view import View, reader_config
 from sparse_dset.models.pruner import Threshold
 
 SCRIPTS = Path(benchmark.__file__).resolve().parents[2] / "scripts"
@@ -345,6 +346,11 @@ def test_images_are_seen_as_the_model_sees_them(tmp_path: Path, view: View) -> N
     with pytest.warns(UserWarning, match="Give size"):
         smaller = open_validation_set(data, size=[32, 64], view=view)
     assert smaller.transforms == View((32, 64), view.mode)
+    dark = replace(view, reader=ImageReader(background=(0, 0, 0)))
+    data["val"]["reader"] = reader_config(ImageReader(max_pixels=10**9))
+    with pytest.warns(UserWarning, match=r"read by ImageReader\(background=\(0, 0, 0\)"):
+        own = open_validation_set(data, view=dark)
+    assert own.reader == ImageReader(background=(0, 0, 0), max_pixels=10**9)
 
 
 def test_images_of_several_sizes_are_those_of_the_most_frequent(

@@ -9,8 +9,10 @@ import torch
 from torchvision import tv_tensors
 
 from sparse_dset.data.coco import CocoDetection
+from sparse_dset.data.images import ImageReader
 from sparse_dset.data.transforms import eval_transforms
-from sparse_dset.data.view import View, recorded_view, view_of
+from sparse_dset.data.view import View, reader_config, recorded_view, view_of
+from sparse_dset.instantiate import instantiate
 
 
 def test_a_view_is_a_value():
@@ -101,6 +103,18 @@ def test_views_are_read_from_recorded_configurations(recorded, expected):
 def test_other_transforms_are_no_view(tmp_path):
     data = CocoDetection.__new__(CocoDetection)
     for transforms in (None, lambda image, target: (image, target), {"mode": "letterbox"}):
-        data.transforms = transforms
+        data.transforms, data.reader = transforms, ImageReader()
         with pytest.raises(ValueError, match="data.val.transforms must be a .*View"):
             view_of(data)
+
+
+def test_the_reader_belongs_to_the_view(tmp_path):
+    reader = ImageReader(background=(1, 2, 3), stretch=True)
+    view = View((64, 96), "letterbox", reader)
+    assert instantiate(view.as_config()) == view
+    assert view != View((64, 96), "letterbox")
+    data = CocoDetection.__new__(CocoDetection)
+    data.transforms, data.reader = View((64, 96), "letterbox"), reader
+    assert view_of(data) == view
+    recorded = {"reader": reader_config(reader), "transforms": data.transforms.as_config()}
+    assert recorded_view(recorded) == view

@@ -42,3 +42,17 @@ def test_the_same_view_in_other_words_is_no_change():
     assert changed_settings(fitted, then) == {"data.val.transforms.mode": ("letterbox", None)}
     larger = _with_view(_target_="sparse_dset.data.view.View", size=[96, 96], mode="stretch")
     assert changed_settings(larger, then) == {"data.val.transforms.size": ([96, 96], [64, 96])}
+
+
+def test_the_usual_reading_of_pictures_is_no_change():
+    usual = {
+        "_target_": "sparse_dset.data.images.ImageReader",
+        "background": [255, 255, 255],
+        "stretch": False,
+        "max_pixels": 9,
+    }
+    then = {**THEN, "data": {"train": {"root": "x"}}}
+    now = {**THEN, "data": {"reader": usual, "train": {"root": "x", "reader": usual}}}
+    assert changed_settings(now, then) == {}
+    now["data"]["train"]["reader"] = {**usual, "background": [0, 0, 0]}
+    assert changed_settings(now, then) == {"data.train.reader.background": ([0, 0, 0], None)}

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert
 
 from sparse_dset import build_detector
 from sparse_dset.data.coco import CocoDetection
-from sparse_dset.data.images import ImageReadError
+from sparse_dset.data.images import ImageReader, ImageReadError
 from sparse_dset.data.view import View
 from sparse_dset.engine.evaluate import detect, evaluation_loader
 from sparse_dset.models.detector import Detector
@@ -259,3 +259,18 @@ def test_the_size_is_a_setting_of_the_model_alone() -> None:
     given = build_detector("nano", 2, [f"model.view={view}"], pretrained=False)
     assert given.view == View((32, 64), "letterbox")
     assert given.image_size == (32, 64)
+
+
+def test_files_are_read_as_those_of_the_validation(model: Detector, tmp_path: Path) -> None:
+    model = copy.deepcopy(model)
+    clear = Image.new("RGBA", (60, 40), (200, 30, 30, 0))
+    clear.save(tmp_path / "0.png")
+    for background in ((255, 255, 255), (0, 0, 0), (9, 80, 200)):
+        model.view = View((64, 96), reader=ImageReader(background=background))
+        plain = torch.tensor(background, dtype=torch.uint8)[:, None, None].expand(3, 40, 60)
+        from_file, opened, wanted = model.predict([tmp_path / "0.png", clear, plain], 0.0)
+        for found in (from_file, opened):
+            torch.testing.assert_close(found["scores"], wanted["scores"])
+    model.view = View((64, 96), reader=ImageReader(max_pixels=100))
+    with pytest.raises(ImageReadError, match="max_pixels=100"):
+        model.predict([tmp_path / "0.png"])
