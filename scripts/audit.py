@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from sparse_dset.analysis.audit import (
     audit,
@@ -18,9 +19,10 @@ from sparse_dset.analysis.audit import (
     compare_with_claims,
     is_claimed,
 )
+from sparse_dset.analysis.audit_images import enough_images
 from sparse_dset.analysis.audit_report import format_audit, plot_audit
 from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, plan_arms
-from sparse_dset.analysis.subject import open_subject
+from sparse_dset.analysis.subject import Subject, open_subject
 from sparse_dset.checks import check_number
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config
@@ -29,18 +31,38 @@ from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import append_row, now
 from sparse_dset.engine.outputs import job_folder
 from sparse_dset.files import write_text
+from sparse_dset.models.pruner import ByContent
 from sparse_dset.ops.costs import set_threads
 
 
 def _check(plain: dict[str, Any]) -> None:
     names = ("executions", "keep_ratios", "size", "batch_size", "threads", "warmup", "repeats")
     BenchmarkConfig(**{name: plain[name] for name in names})
-    check_number("depth", plain["depth"], at_least=1, whole=True)
+    for name in ("depth", "max_images"):
+        check_number(name, plain[name], at_least=1, whole=True)
+    check_number("tolerance", plain["tolerance"], at_least=0)
 
 
 def _write(folder: Path, kind: str, shared: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     for row in rows:
         append_row(folder / "results.jsonl", {"kind": kind, **shared, **row})
+
+
+def _images(subject: Subject, plain: dict[str, Any]) -> Tensor:
+    """Returns the images that are counted, and says how many if that follows what they keep."""
+    if subject.dataset is None:
+        return subject.images
+    images = enough_images(
+        subject.model,
+        subject.dataset,
+        plain["keep_ratios"],
+        batch_size=plain["batch_size"],
+        tolerance=plain["tolerance"],
+        at_most=plain["max_images"],
+    )
+    if isinstance(subject.model.pruner.selector, ByContent):
+        print(f"the keep ratio is an average: counted on {len(images)} images")
+    return images
 
 
 @script("audit")
@@ -53,21 +75,27 @@ def main(cfg: DictConfig) -> None:
     folder = job_folder(cfg.output_dir)
     with process_group(cfg.device) as device, claimed(folder):
         subject = open_subject(plain, plain["size"], cfg.batch_size, device)
-        described = (subject.model, subject.config, subject.images)
+        images = _images(subject, plain)
+        described = (subject.model, subject.config, images)
         shared = {"setup": subject.describe(plain), "time": now()}
         shared["overrides"] = task_overrides()
         rows = audit(
-            *described, list(arms), depth=cfg.depth, warmup=cfg.warmup, repeats=cfg.repeats
+            *described,
+            list(arms),
+            batch_size=cfg.batch_size,
+            depth=cfg.depth,
+            warmup=cfg.warmup,
+            repeats=cfg.repeats,
         )
         _write(folder, "audit", shared, rows)
         steps = [
             step
             for keep_ratio in plain["keep_ratios"]
-            for step in audit_steps(*described, keep_ratio)
+            for step in audit_steps(*described, keep_ratio, cfg.batch_size)
         ]
         _write(folder, "audit_step", shared, steps)
         claims = []
-        if is_claimed(subject.config, subject.images):
+        if is_claimed(subject.config, images):
             claims = compare_with_claims(subject.model, subject.images)
             _write(folder, "claim", shared, claims)
     setup = shared["setup"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -44,12 +45,11 @@ _LATE = {
 
 @dataclass(frozen=True)
 class _Subject:
-    """One arm in one form, on a batch."""
+    """One arm in one form."""
 
     form: str
     arm: Arm
     model: Detector
-    images: Tensor
 
     @property
     def options(self) -> dict[str, Any]:
@@ -58,8 +58,8 @@ class _Subject:
         return {"execution": self.arm.execution, "keep_ratio": ratio}
 
     @torch.inference_mode()
-    def run(self) -> DetectorOutput:
-        return self.model(self.images, **self.options)
+    def run(self, images: Tensor) -> DetectorOutput:
+        return self.model(images, **self.options)
 
 
 def audit(
@@ -68,6 +68,7 @@ def audit(
     images: Tensor,
     arms: Sequence[Arm],
     *,
+    batch_size: int | None = None,
     depth: int = 4,
     warmup: int = 2,
     repeats: int = 7,
@@ -77,8 +78,10 @@ def audit(
     Args:
         model: left as it was.
         config: what ``model`` was built from.
-        images: ``[B, 3, H, W]`` in [0, 1], on the model's device.
+        images: ``[N, 3, H, W]`` in [0, 1], on the model's device.
         arms: executions and keep ratios.
+        batch_size: how many images run together; the rounds of timing take the batches in turns.
+            None: all.
         depth: of the modules that are listed, how many parts their names have at most.
         warmup, repeats: rounds of timing, in which all arms and forms take turns.
 
@@ -99,23 +102,16 @@ def audit(
     """
     with switched_to_evaluation(model), torch.no_grad():
         forms = dict(zip(FORMS, (model, copy.deepcopy(model).fuse()), strict=True))
-        subjects = [_Subject(form, arm, forms[form], images) for form in forms for arm in arms]
-        groups = [_groups(subject, depth) for subject in subjects]
-        times = time_groups(
-            [Run(part_modules(s.model), s.run) for s in subjects],
-            warmup=warmup,
-            repeats=repeats,
-            synchronize=synchronizer(images.device),
-        )
-        inner_times = time_groups(
-            [Run(own, s.run) for s, own in zip(subjects, groups, strict=True)],
-            warmup=warmup,
-            repeats=repeats,
-            synchronize=synchronizer(images.device),
+        subjects = [_Subject(form, arm, forms[form]) for form in forms for arm in arms]
+        batches = images.split(batch_size or len(images))
+        groups = [_groups(subject, batches[0], depth) for subject in subjects]
+        times, inner_times = (
+            _time_in_turns(subjects, own, batches, warmup, repeats)
+            for own in ([part_modules(subject.model) for subject in subjects], groups)
         )
         return [
             {
-                **_row(subject, config, own, part_ms, module_ms),
+                **_row(subject, config, batches, own, part_ms, module_ms),
                 "warmup": warmup,
                 "repeats": repeats,
                 "environment": environment(images.device),
@@ -126,68 +122,120 @@ def audit(
         ]
 
 
-def _groups(subject: _Subject, depth: int) -> dict[str, list[nn.Module]]:
-    found = called_modules(subject.model, depth, subject.images, **subject.options)
+def _time_in_turns(
+    subjects: Sequence[_Subject],
+    groups: Sequence[Mapping[str, Sequence[nn.Module]]],
+    batches: Sequence[Tensor],
+    warmup: int,
+    repeats: int,
+) -> list[dict[str, float]]:
+    """Times groups of modules of each subject; every round takes the next batch."""
+    turns = cycle(batches)
+    current = [batches[0]]
+
+    def take_next() -> None:
+        current[0] = next(turns)
+
+    def run_of(subject: _Subject) -> Callable[[], object]:
+        return lambda: subject.run(current[0])
+
+    return time_groups(
+        [Run(own, run_of(s)) for s, own in zip(subjects, groups, strict=True)],
+        warmup=warmup,
+        repeats=repeats,
+        synchronize=synchronizer(batches[0].device),
+        before_round=take_next,
+    )
+
+
+def _groups(subject: _Subject, images: Tensor, depth: int) -> dict[str, list[nn.Module]]:
+    found = called_modules(subject.model, depth, images, **subject.options)
     return {name: [module] for name, module in found.items()}
 
 
 def _row(
     subject: _Subject,
     config: Mapping[str, Any],
+    batches: Sequence[Tensor],
     groups: Mapping[str, list[nn.Module]],
     part_ms: Mapping[str, float],
     module_ms: Mapping[str, float],
 ) -> dict[str, Any]:
-    model, images, options = subject.model, subject.images, subject.options
-    batch = len(images)
-    out = subject.run()
-    counted = by_part(count_flops(model, images, **options))
-    computed = _computed(subject, config, out)
+    model, num_images = subject.model, sum(map(len, batches))
+    outputs = [subject.run(images) for images in batches]
+    counts = [
+        _counts(subject, config, images, out, groups)
+        for images, out in zip(batches, outputs, strict=True)
+    ]
+    counted, computed, moved, flops = map(_summed, zip(*counts, strict=True))
+    _, log = log_operators(model, {}, batches[0], **subject.options)
     parts = part_modules(model)
     everything = [module for modules in parts.values() for module in modules]
-    watched = {f"part {name}": modules for name, modules in parts.items()}
-    moved, log = log_operators(model, {**groups, **watched}, images, **options)
-    moved["everything"] = log.bytes.total()
-    flops = count_module_flops(
-        model, {name: module for name, (module,) in groups.items()}, images, **options
-    )
 
     def costs(name: str, gflops: float, ms: float, modules: Sequence[nn.Module]) -> dict[str, Any]:
         return {
-            "gflops": gflops / batch,
+            "gflops": gflops / num_images,
             "ms": ms,
             "parameters": count_parameters(modules),
-            "mib_moved": moved[name] / batch / 2**20,
+            "mib_moved": moved[name] / num_images / 2**20,
         }
 
     return {
         "form": subject.form,
         "execution": subject.arm.execution,
         "keep_ratio": subject.arm.keep_ratio,
-        "kept": dict(zip(LEVELS, _shares(out), strict=True)),
-        "image_size": list(images.shape[-2:]),
-        "batch_size": batch,
+        "kept": dict(zip(LEVELS, _shares(outputs), strict=True)),
+        "image_size": list(batches[0].shape[-2:]),
+        "batch_size": len(batches[0]),
+        "num_images": num_images,
         "parts": {
             part: {
                 **costs(f"part {part}", counted[part], part_ms[part], parts[part]),
-                "gflops_computed": computed and computed[part] / batch,
+                "gflops_computed": computed[part] / num_images if computed else None,
             }
             for part in PARTS
         },
         "total": {
             # Not the whole model: some heads are for training alone.
             **costs("everything", counted["total"], part_ms["total"], everything),
-            "gflops_computed": computed and computed["total"] / batch,
+            "gflops_computed": computed["total"] / num_images if computed else None,
         },
-        "sampling_gflops": counted["sampling"] / batch,
+        "sampling_gflops": counted["sampling"] / num_images,
         "modules": {
-            name: costs(name, sum(flops[name].values()), module_ms[name], modules)
+            name: costs(name, flops[name], module_ms[name], modules)
             for name, modules in groups.items()
         },
         "uncounted": log.uncounted(),
         "without_formula": log.without_formula(),
-        "backend": out.backend,
+        "backend": outputs[0].backend,
     }
+
+
+def _counts(
+    subject: _Subject,
+    config: Mapping[str, Any],
+    images: Tensor,
+    out: DetectorOutput,
+    groups: Mapping[str, list[nn.Module]],
+) -> tuple[Mapping[str, float], ...]:
+    """Returns GFLOPs by part, counted and computed, bytes by part and module, GFLOPs by module."""
+    model, options = subject.model, subject.options
+    counted = by_part(count_flops(model, images, **options))
+    counted.pop("uncounted", None)
+    watched = {f"part {name}": modules for name, modules in part_modules(model).items()}
+    moved, log = log_operators(model, {**groups, **watched}, images, **options)
+    modules = {name: module for name, (module,) in groups.items()}
+    flops = count_module_flops(model, modules, images, **options)
+    return (
+        counted,
+        _computed(subject, config, out) or {},
+        {**moved, "everything": log.bytes.total()},
+        {name: sum(operators.values()) for name, operators in flops.items()},
+    )
+
+
+def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in counts) for name in counts[0]}
 
 
 def _computed(
@@ -201,20 +249,27 @@ def _computed(
         return None
 
 
-def _shares(out: DetectorOutput) -> list[float]:
-    return (out.num_kept.sum(0) / out.num_tokens.sum(0)).tolist()
+def _shares(outputs: Sequence[DetectorOutput]) -> list[float]:
+    kept, tokens = (
+        sum(getattr(out, name).sum(0) for out in outputs) for name in ("num_kept", "num_tokens")
+    )
+    return (kept / tokens).tolist()
 
 
 @torch.no_grad()
 def audit_steps(
-    model: Detector, config: Mapping[str, Any], images: Tensor, keep_ratio: float
+    model: Detector,
+    config: Mapping[str, Any],
+    images: Tensor,
+    keep_ratio: float,
+    batch_size: int | None = None,
 ) -> list[dict[str, Any]]:
     """Counts what is left after each step from zero-filled pruning to an early decision.
 
     All steps keep the tokens that ``model`` keeps; the scorer of each is counted too.
 
     Args:
-        model, config, images: see `audit`.
+        model, config, images, batch_size: see `audit`.
         keep_ratio: in (0, 1].
 
     Returns:
@@ -224,10 +279,11 @@ def audit_steps(
         is no execution of its own: its parts are those of two. There are no rows of an early
         decision where the backbone cannot be run in two parts.
     """
+    batches = images.split(batch_size or len(images))
     with switched_to_evaluation(model):
-        kept = model(images, execution="sparse", keep_ratio=keep_ratio).kept
-    one = _one_cell(kept)
-    late = _Counter(config, {**config["model"]["pruner"], **_LATE}, images)
+        kept = [model(x, execution="sparse", keep_ratio=keep_ratio).kept for x in batches]
+    one = [_one_cell(masks) for masks in kept]
+    late = _Counter(config, {**config["model"]["pruner"], **_LATE}, batches)
     fused = late.fused()
     dense, sparse = late.count("dense", kept), late.count("sparse", kept)
     steps = {
@@ -239,21 +295,22 @@ def audit_steps(
     }
     floors = {"floor, late decision": fused.count("sparse", one)}
     try:
-        early = _Counter(config, _early_pruner(model, config), images).fused()
+        early = _Counter(config, _early_pruner(model, config), batches).fused()
         steps["early decision"] = early.count("sparse", kept)
         floors["floor, early decision"] = early.count("sparse", one)
     except ValueError:
         pass
-    whole = [torch.ones_like(mask) for mask in kept]
+    whole = [[torch.ones_like(mask) for mask in masks] for masks in kept]
     masks = dict.fromkeys(steps, kept) | dict.fromkeys(floors, one) | {"dense": whole}
     return [
         {
             "step": name,
             "keep_ratio": keep_ratio,
             "kept": {
-                level: float(mask.float().mean())
-                for level, mask in zip(LEVELS, masks[name], strict=True)
+                level: float(torch.cat(same_level).float().mean())
+                for level, same_level in zip(LEVELS, zip(*masks[name], strict=True), strict=True)
             },
+            "num_images": len(images),
             "image_size": list(images.shape[-2:]),
             "gflops": {**parts, "total": sum(parts.values())},
             "gflops_saved": 1.0 - sum(parts.values()) / sum(dense.values()),
@@ -279,16 +336,18 @@ class _Counter:
     """Counts the parts of a network with random weights, with forced tokens and its scorer."""
 
     def __init__(
-        self, config: Mapping[str, Any], pruner: Mapping[str, Any], images: Tensor
+        self, config: Mapping[str, Any], pruner: Mapping[str, Any], batches: Sequence[Tensor]
     ) -> None:
         settings = {**pruner, "selector": "topk", "calibration": None, "score_by": "learned"}
         settings["offsets"] = None  # of levels that may not decide here
         model = {**config["model"], "pruner": settings}
         self.model = build_from_config({"model": model}, pretrained=False).eval()
-        self.model.to(images.device)
-        self.images = images
+        self.model.to(batches[0].device)
+        self.batches = batches
+        self.num_images = sum(map(len, batches))
         # It costs the same whatever is kept, and does not run where tokens are forced.
-        self.scorer = count_flops(self.model, images, execution="sparse", keep_ratio=0.5)["pruner"]
+        one = count_flops(self.model, batches[0], execution="sparse", keep_ratio=0.5)["pruner"]
+        self.scorer = one / len(batches[0])
 
     def fused(self) -> _Counter:
         """Returns the same of the inference form."""
@@ -296,11 +355,14 @@ class _Counter:
         other.model = copy.deepcopy(self.model).fuse()
         return other
 
-    def count(self, execution: str, kept: Sequence[Tensor]) -> dict[str, float]:
-        """Returns GFLOPs per image of each of ``PARTS``."""
-        forced = by_part(count_flops(self.model, self.images, execution=execution, kept=kept))
-        forced["pruner"] = 0.0 if execution == "dense" else self.scorer
-        return {part: forced[part] / len(self.images) for part in PARTS}
+    def count(self, execution: str, kept: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+        """Returns GFLOPs per image of each of ``PARTS``; ``kept`` holds the masks of each batch."""
+        counts = [
+            by_part(count_flops(self.model, images, execution=execution, kept=masks))
+            for images, masks in zip(self.batches, kept, strict=True)
+        ]
+        gflops = {part: sum(one[part] for one in counts) / self.num_images for part in PARTS}
+        return {**gflops, "pruner": 0.0 if execution == "dense" else self.scorer}
 
 
 CLAIMED_SIZE = (736, 1280)

@@ -11,13 +11,22 @@ from matplotlib.patheffects import withStroke
 
 from sparse_dset.analysis.audit import CLAIMED_RATIO, CLAIMED_SAVING, FORMS, PARTS
 from sparse_dset.analysis.plot import draw_bars, save_figure
-from sparse_dset.analysis.table import MISSING, Row, Table, arm_name, markdown_table, with_rest
+from sparse_dset.analysis.table import (
+    LEVELS,
+    MISSING,
+    Row,
+    Table,
+    arm_name,
+    markdown_table,
+    with_rest,
+)
 
 _NUM_MODULES = 20
 _NUM_OPERATORS = 15
 
 EXPLANATION = (
-    "1 multiply-add (MAC) = 2 FLOPs; per image. computed: by the closed form, from the "
+    "1 multiply-add (MAC) = 2 FLOPs; per image, means over the images of the table of what was "
+    "kept. computed: by the closed form, from the "
     "configuration and the kept tokens alone. counted: from what ran. ms: of a whole batch, "
     "medians; the parts are timed inside of whole forward passes, and the rest is masks, tables of "
     "neighbours and gathering. MiB moved: inputs and outputs of every operator, as if no cache "
@@ -35,7 +44,10 @@ def format_audit(rows: Sequence[Row], steps: Sequence[Row], claims: Sequence[Row
         steps: of `audit_steps`, of one or more keep ratios.
         claims: of `compare_with_claims`.
     """
-    sections = [("What each step saves", steps_table(steps).markdown())]
+    sections = [
+        ("What each step saves", steps_table(steps).markdown()),
+        ("What was kept", kept_table(rows).markdown()),
+    ]
     if claims:
         sections.append(("The published audit", _format_claims(claims, steps)))
     sections += [
@@ -64,6 +76,21 @@ def steps_table(steps: Sequence[Row]) -> Table:
             ]
         )
     return Table([*header, "GFLOPs", "saved %", "times less"], lines)
+
+
+def kept_table(rows: Sequence[Row]) -> Table:
+    """Returns a table of the share of tokens kept on each level, a line per form and arm."""
+    header = ["form", "arm", "images", *(f"{level} kept" for level in LEVELS)]
+    lines = [
+        [
+            row["form"],
+            arm_name(row),
+            str(row["num_images"]),
+            *(f"{row['kept'][level]:.3f}" for level in LEVELS),
+        ]
+        for row in rows
+    ]
+    return Table(header, lines)
 
 
 def _format_claims(claims: Sequence[Row], steps: Sequence[Row]) -> str:

@@ -68,6 +68,11 @@ class TimmBackbone(Backbone, Fusable):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """A (height, width) of images that the model surely takes."""
+        return self._form.image_size
+
     def train(self, mode: bool = True) -> TimmBackbone:
         """Switches the mode of everything that is not frozen."""
         super().train(mode)
