@@ -312,14 +312,15 @@ def _unique(
 
 def _integer(value: Any, name: str) -> int:
     """A whole number, also when it is written as text or as 1.0."""
-    shown = repr(value)
     try:
-        whole = int(value)
+        given = float(value) if isinstance(value, str) and "." in value else value
+        whole = int(given)
+        fits = (isinstance(value, str) and given is value) or whole == given
+        fits = fits and not isinstance(value, bool) and abs(whole) <= _LARGEST_ID
     except (TypeError, ValueError, OverflowError):
-        whole = None
-    exact = isinstance(value, str) or whole == value
-    if whole is None or isinstance(value, bool) or not exact or abs(whole) > _LARGEST_ID:
-        shown = shown if len(shown) < 100 else f"{shown[:100]}..."
+        fits = False
+    if not fits:
+        shown = repr(value) if len(repr(value)) < 100 else f"{repr(value)[:100]}..."
         raise ValueError(f"{name} must be a whole number of at most 64 bits, got {shown}")
     return whole
 

@@ -128,8 +128,9 @@ class ImageReader:
         if width * height > self.max_pixels:
             raise ValueError(
                 f"{width}x{height} pixels are more than max_pixels={self.max_pixels}; tile the "
-                f"picture, or raise the limit: data.reader.max_pixels={width * height} on the "
-                f"command line, ImageReader(max_pixels={width * height}) in Python"
+                f"picture, or raise the limit: data.reader.max_pixels={width * height} for data "
+                f"sets, max_pixels={width * height} for predict.py, "
+                f"ImageReader(max_pixels={width * height}) in Python"
             )
 
     def _as_rgb(
@@ -267,8 +268,10 @@ def _transparent_key(picture: Image.Image) -> int | tuple[int, ...] | None:
 
 def _is_unsigned(picture: Image.Image) -> bool:
     """Whether a TIFF file's 32 bits are unsigned, which Pillow takes as signed."""
-    tags = getattr(picture, "tag_v2", {})
-    return picture.mode == "I" and tags.get(_TIFF_SAMPLE_FORMAT, ()) == _TIFF_UNSIGNED
+    tags = getattr(picture, "tag_v2", None)
+    if picture.mode != "I" or tags is None:
+        return False
+    return bool(tags.get(_TIFF_SAMPLE_FORMAT, _TIFF_UNSIGNED) == _TIFF_UNSIGNED)
 
 
 def _range_notice(values: NDArray[np.int64], name: str) -> list[Notice]:

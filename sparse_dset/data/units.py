@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 _NEARLY_ALL = 0.95
 # Corners and centres may end a pixel beyond the edge, by rounding.
 _SLACK = 1.0
+_CORNERS = "corners [x1, y1, x2, y2]"
+_CENTRES = "centres [centre x, centre y, width, height]"
 
 
 class WrittenBox(NamedTuple):
@@ -70,6 +72,7 @@ def check_units(written: Sequence[WrittenBox], path: Path) -> None:
 
 def _fractions(boxes: NDArray[np.float64]) -> _Finding | None:
     inside = ((boxes >= 0) & (boxes <= 1)).all(axis=1)
+    inside &= (boxes[:, :2] + boxes[:, 2:] / 2 <= 1.01).all(axis=1)  # from corner or from centre
     if inside.mean() < _NEARLY_ALL:
         return None
     # A box [0, 0, 1, 1] alone can be the first pixel; a part of a pixel is never an object.
@@ -92,22 +95,22 @@ def _cut(boxes: NDArray[np.float64], limits: NDArray[np.float64]) -> _Finding | 
     visible = (np.minimum(end, limits) - np.maximum(start, 0)).clip(0)
     left = (visible / sides).prod(axis=1)  # the share of each box inside of its image
     lose_half = left < 0.5
+    half = sides / 2
+    centres = _hold((start - half >= -_SLACK) & (start + half <= limits + _SLACK))
     corners = _hold((sides > start) & (start >= -_SLACK) & (sides <= limits + _SLACK))
     if corners and lose_half.mean() >= 0.2:
         return _Finding(
             lose_half,
             "lose more than half of their area at the image's edges",
-            "corners [x1, y1, x2, y2]",
+            f"{_CORNERS} or {_CENTRES}" if centres else _CORNERS,
         )
-    half = sides / 2
-    centres = _hold((start - half >= -_SLACK) & (start + half <= limits + _SLACK))
     beyond = (end > limits + _SLACK).any(axis=1)
     enough = lose_half.mean() >= 0.5 or beyond.sum() >= 3
     if centres and enough and beyond.mean() >= 0.05:
         return _Finding(
             beyond,
             "end beyond the image at the right or the bottom, and none at the left or the top",
-            "centres [centre x, centre y, width, height]",
+            _CENTRES,
         )
     outside = left < 0.25  # objects at the border of a sound data set show more of themselves
     if (outside.mean() >= 0.2 and len(boxes) >= 10) or (outside.mean() >= 0.6 and len(boxes) >= 3):

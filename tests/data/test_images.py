@@ -227,6 +227,20 @@ def test_integers_out_of_sixteen_bits_are_refused_or_stretched(tmp_path, values)
     assert ImageReader(stretch=True).read(path)[0].tolist() == [[0, 255]]
 
 
+@pytest.mark.parametrize("sample_format", [None, 1])
+def test_unsigned_integers_of_32_bits_stay_so(tmp_path, sample_format):
+    values = struct.pack("<3I", 0, 2**31 + 5, 2**32 - 1)
+    tags = [(256, 3), (257, 1), (258, 32), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
+    tags += [(279, 12)] + ([(339, sample_format)] if sample_format else [])
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(values))
+    path = tmp_path / "x.tif"
+    path.write_bytes(head + values + struct.pack("<H", len(tags)) + entries + bytes(4))
+    assert ImageReader(stretch=True).read(path)[0].tolist() == [[0, 127, 255]]
+    with pytest.raises(ImageReadError, match=r"values lie in 0\.\.4294967295, outside"):
+        READER.read(path)
+
+
 def _header_of(size: tuple[int, int], path: Path) -> Path:
     """A PNG of one colour, whose pixels are never needed as an array here."""
     Image.new("1", size).save(path)

@@ -55,6 +55,17 @@ def test_centres_are_told(count, side):
         check(np.hstack([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]]))
 
 
+def test_whole_images_may_be_corners_or_centres():
+    with pytest.warns(UserWarning, match=r"corners \[x1.* or centres \[centre x"):
+        check(np.tile([320.0, 240.0, 640.0, 480.0], (9, 1)))
+
+
+@pytest.mark.parametrize("box", [[0.5, 0.5, 1, 1], [0, 0, 0.5, 1], [0.9, 0.9, 0.2, 0.2]])
+def test_a_single_fraction_is_enough(box):
+    with pytest.raises(ValueError, match="fractions"):
+        check([box])
+
+
 @pytest.mark.parametrize("scale", [1.5, 2, 4])
 @pytest.mark.parametrize("side", [0.02, 0.1])
 def test_coordinates_of_a_larger_copy_are_told(scale, side):
@@ -97,6 +108,7 @@ SOUND = {
     "whole images": np.tile([0.0, 0.0, 640.0, 480.0], (60, 1)),
     "a box over the corner": np.array([[620.0, 470.0, 60.0, 60.0]]),
     "without an area": np.array([[0.0, 0.0, 0.0, 0.0], [5.0, 5.0, -1.0, 3.0]]),
+    "the second pixel": np.array([[1.0, 1.0, 1.0, 1.0]]),
     "nearly whole images": np.tile([-3.0, -3.0, 650.0, 490.0], (60, 1)),
 }
 
