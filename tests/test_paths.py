@@ -4,8 +4,36 @@ from pathlib import Path
 
 import pytest
 
+from sparse_dset.analysis.benchmark import open_validation_set
 from sparse_dset.command_line import check_command_line
-from sparse_dset.paths import check_output_dir
+from sparse_dset.config import compose_config
+from sparse_dset.data.synthetic import write_dataset
+from sparse_dset.paths import check_output_dir, expand_home
+
+
+@pytest.mark.parametrize("path", ["x", "/x", "./~", "a~/b", "", " ~", Path("a/~")])
+def test_a_path_that_does_not_begin_with_home_is_as_it_was(path: str | Path) -> None:
+    assert expand_home(path) == str(path)
+
+
+@pytest.mark.parametrize("path", ["~", "~/x", "~/x/~", "~root", "~root/x (1)"])
+def test_home_is_expanded(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home(path) == str(Path(path).expanduser())
+    assert expand_home(expand_home(path)) == expand_home(path)
+
+
+def test_data_of_a_checkpoint_lies_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration that was stored with ``~`` holds on another machine too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_dataset(tmp_path / "set", {"val": 1}, height=96, width=160, progress=False)
+    data = compose_config("train", ["data=synthetic", "data.root=/nowhere"])["data"]
+    data["val"] |= {"root": "~/set/images", "annotations": "~/set/annotations/instances_val.json"}
+    dataset = open_validation_set(data)
+    assert len(dataset) == 1
+    assert dataset.root == tmp_path / "set" / "images"
 
 
 @pytest.mark.parametrize("name", ["new", "a/b/c", "a b", "Läufe [1]", "."])

@@ -104,9 +104,10 @@ def test_each_that_is_made_of_others_alone(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_alone(name: str) -> None:
-    choice = ["data=coco", ROOT] if name == "train" else []
+    choice = ["data=coco"] if name == "train" else []
     settings, _ = _settings(name, choice)
     needed = [f"{key}=/x" for key in ("checkpoint", "source", "rows") if key in settings]
+    needed += [ROOT] if name == "train" else []
     for key, value in settings.items():
         own = f"{key}={_written(value)}"
         assert check_command_line(name, arguments=[*choice, *needed, own])
