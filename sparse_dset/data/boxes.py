@@ -95,7 +95,8 @@ def _box_of_mask(mask: Mapping[str, Any]) -> list[float]:
         height, width = (int(number(side)) for side in mask["size"])
         counts = mask["counts"]
         runs = _decoded_runs(counts) if isinstance(counts, str) else [int(c) for c in counts]
-        if min(height, width) < 1 or min(runs) < 0 or sum(runs) != height * width:
+        sound = min(height, width) >= 1 and min(runs) >= 0 and sum(runs) == height * width
+        if not sound or height * width >= 2**62:  # of which an int64 can count the pixels
             raise BoxError(MISSING)
     except (KeyError, TypeError, ValueError, OverflowError, IndexError):
         raise BoxError(MISSING) from None

@@ -208,7 +208,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             more = f"; so are those of the images {listed(missing)}: {len(missing)} of {count}"
         raise ImageReadError(
             f"{self.annotations}: image {first}: {reason}{more}. on_error='skip' leaves out what "
-            "is not there"
+            "is not there (data.on_error=skip on the command line)"
         )
 
     def _decode(self, record: ImageRecord) -> tuple[Tensor, list[Notice]]:

@@ -6,13 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from PIL import Image
 
 from sparse_dset.config import compose_config
 from sparse_dset.data.annotations import build_records, read_annotations, read_categories
 from sparse_dset.data.coco import CocoDetection
+from sparse_dset.data.images import ImageReadError
+from sparse_dset.instantiate import instantiate
 
 PATH = Path("annotations.json")
 SIZE = (48, 64)
@@ -165,7 +166,7 @@ def test_other_categories_are_classes(categories, drop):
 
 
 @pytest.mark.parametrize("option", ["coco", "synthetic", "aerial"])
-def test_the_switch_reaches_training_and_validation(option, tmp_path):
+def test_the_switches_reach_training_and_validation(option, tmp_path):
     folders = ("images", "train2017", "val2017")
     for folder in folders:
         (tmp_path / folder).mkdir()
@@ -177,7 +178,13 @@ def test_the_switch_reaches_training_and_validation(option, tmp_path):
     given = [f"data={option}", f"data.root={tmp_path}", "data.drop_root_category=true"]
     plain = compose_config("train", given)["data"]
     for part in (plain["train"].get("dataset", plain["train"]), plain["val"]):
-        assert hydra.utils.instantiate(part).class_names == ("c1", "c2")
+        assert instantiate(part).class_names == ("c1", "c2")
+    for folder in folders:
+        (tmp_path / folder / "ä.png").unlink()
+    plain = compose_config("train", [*given, "data.on_error=skip"])["data"]
+    for part in (plain["train"].get("dataset", plain["train"]), plain["val"]):
+        with pytest.raises(ImageReadError, match="no picture can be read"):
+            instantiate(part)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def test_the_box_of_a_mask_is_that_of_pycocotools():
         ({"segmentation": {"size": [4, 3], "counts": [5, 2]}}, "without a box"),
         ({"segmentation": {"size": [4, 3], "counts": [13, -1]}}, "without a box"),
         ({"segmentation": {"size": [10**9, 10**9], "counts": "0"}}, "without a box"),
+        ({"segmentation": {"size": [10**20, 1], "counts": [1, 10**20 - 1]}}, "without a box"),
         ({"segmentation": {"size": [4, 3], "counts": [12]}}, "without an area"),
         ({"bbox": ["4", "5", "six", "7"]}, "not four finite numbers"),
         ({"bbox": ["nan", "5", "6", "7"]}, "not four finite numbers"),

@@ -7,7 +7,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 
 from sparse_dset.config import compose_config
 from sparse_dset.data.images import ImageReader, ImageReadError, read_size
+from sparse_dset.instantiate import instantiate
 
 READER = ImageReader()
 BLUE = (0, 0, 255)
@@ -295,7 +295,7 @@ def test_the_default_limit_refuses_a_header_that_promises_too_much(tmp_path):
 def test_the_reader_is_set_on_the_command_line(option, overrides, expected):
     plain = compose_config("train", [f"data={option}", "data.root=/x", *overrides])["data"]
     for part in (plain["train"].get("dataset", plain["train"]), plain["val"]):
-        assert hydra.utils.instantiate(part["reader"]) == expected
+        assert instantiate(part["reader"]) == expected
 
 
 @pytest.mark.parametrize(
