@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from sparse_dset.analysis.table import format_table, latest, markdown_table, read_rows
+from sparse_dset.analysis.table import (
+    format_table,
+    latest,
+    markdown_table,
+    read_rows,
+    results_table,
+)
 
 
 def row(execution: str, keep_ratio: float, *, ap: float | None = None, **values: Any) -> dict:
@@ -120,3 +126,12 @@ def test_text_is_text_in_markdown(text: str, shown: str) -> None:
     assert len(header) == len(rule) == len(line)
     assert header.split(" | ", 1)[1].removesuffix(" |").strip() == shown
     assert line.removeprefix("| ").rsplit(" | ", 1)[0].strip() == shown
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])  # of a row, and of a measurement
+def test_a_metric_that_is_not_defined_is_not_available(value):
+    row = {"execution": "dense", "keep_ratio": 1.0, "metrics": {"AP": 0.5, "AP/car": value}}
+    table = results_table([row])
+    cells = dict(zip(table.header, table.lines[0], strict=True))
+    assert (cells["AP"], cells["car AP"]) == ("50.0", "n/a")
+    assert "AP50" not in cells  # was not measured

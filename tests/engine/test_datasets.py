@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sparse_dset.analysis.benchmark import find_validation_set, open_validation_set
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.datasets import open_dataset
 
@@ -58,3 +59,18 @@ def test_a_set_with_boxes_is_opened(settings: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(open_dataset(settings, "data.val")) == 6
+
+
+@pytest.mark.parametrize("data", [None, {}, {"root": "/x", "val": None}])
+def test_scripts_that_need_validation_images_say_how_to_give_them(data: Any) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data=coco data\.root=/path"):
+        open_validation_set(data, None, ["car"])
+
+
+@pytest.mark.parametrize("asked", [None, {"root": "/x", "val": None}])
+def test_measurements_without_validation_images_take_random_ones(
+    asked: Any, capsys: pytest.CaptureFixture
+) -> None:
+    record = {"model": {"class_names": ["car"]}, "data": {"val": None}}
+    assert find_validation_set(asked, record) is None
+    assert "random images and no AP" in capsys.readouterr().out

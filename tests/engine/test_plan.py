@@ -26,6 +26,7 @@ SCRATCH = ["data=synthetic", "data.root=x", "model=nano"]
         (["model.encoder.blocks=-1"], "model.encoder.blocks must be a whole number of at least 0"),
         (["model.encoder.num_heads=0"], "num_heads must be a whole number of at least 1"),
         (["+losses.cass.alpha=2"], "losses.cass.alpha must be a number of at least 0 and at most"),
+        (["data.val=null", "train.patience=3"], "data.val=null leaves nothing to evaluate on"),
         (["peer=timm"], "peer must be hugging_face or null"),
         (["pruner.score_by=norm"], "nothing to train"),
         (["losses.cass=null"], "nothing trains the scores"),
