@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -25,18 +24,24 @@ class Backbone(nn.Module):
 
     channels: list[int]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._padding_seen: list[bool] = []  # one answer, which twins of the module share
+
     @property
     def out_channels(self) -> list[int]:
         """Channels of the maps at strides 8, 16 and 32, which the encoder reads."""
         return self.channels[1:]
 
-    @functools.cached_property
+    @property
     def sees_padding(self) -> bool:
         """Whether padding changes what is computed inside an image, although it is kept zero.
 
         Found out once, by running a copy on small images, see ``padding.shows_padding``.
         """
-        return shows_padding(self)
+        if not self._padding_seen:
+            self._padding_seen.append(shows_padding(self))
+        return self._padding_seen[0]
 
     def extract(self, x: Tensor, levels: range, geometry: Geometry) -> list[Tensor]:
         """Computes some of the four maps of a batch, zero in the padding.

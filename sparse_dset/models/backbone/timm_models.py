@@ -93,7 +93,9 @@ def _stage_indices(name: str, model: nn.Module) -> list[int]:
     if missing:
         raise ValueError(f"{name} has stages at strides {reductions}, {missing} are missing")
     # The last stage of a stride: earlier ones of the same stride see less.
-    return [len(reductions) - 1 - reductions[::-1].index(s) for s in _STRIDES]
+    last = [len(reductions) - 1 - reductions[::-1].index(s) for s in _STRIDES]
+    numbers: Sequence[int] = model.feature_info.out_indices  # type: ignore[union-attr, assignment]
+    return [numbers[place] for place in last]
 
 
 def _own_size(model: nn.Module, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -209,7 +211,7 @@ def find_steps(model: nn.Module, form: Form) -> list[list[str]] | None:
                 for name in part:
                     x = network.get_submodule(name)(x)
                 found.append(x)
+        same = len(found) == len(expected) and all(map(torch.equal, found, expected))
     except (*_FAILURES, AttributeError, ValueError):  # not one tensor from module to module
         return None
-    same = len(found) == len(expected) and all(map(torch.equal, found, expected))
     return steps if same else None

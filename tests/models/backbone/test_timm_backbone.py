@@ -105,6 +105,8 @@ def _assert_maps(backbone, size):
         "mobilevit_xxs",
         "edgenext_xx_small",
         "hrnet_w18_small",
+        "selecsls42",  # whose modules hand lists on
+        "dla34",  # whose first map has stride 1 and is not taken by default
         "vgg11",
         "fastvit_t8",
         "mobilenetv4_conv_small_050",
