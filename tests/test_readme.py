@@ -174,12 +174,12 @@ def _trained(folder: Path, command: str, settings: tuple[str, ...]) -> None:
 
 
 def _prices(folder: Path, command: str, settings: tuple[str, ...]) -> None:
-    """One repeat of what is measured fifteen times; the prices go into a folder of the tests."""
+    """Three repeats of what is measured fifteen times; the prices go into a folder of the tests."""
     module = command.split()[-1]
     _in_process(
         folder,
         f'python -c "import functools, {module} as costs; '
-        'costs.measure_costs = functools.partial(costs.measure_costs, 1); costs.main()"',
+        'costs.measure_costs = functools.partial(costs.measure_costs, 3); costs.main()"',
     )
 
 
