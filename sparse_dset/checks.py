@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def check_number(
@@ -98,3 +99,82 @@ def check_shared_settings(plain: Mapping[str, Any]) -> None:
         check_number("threads", plain["threads"], at_least=1, whole=True)
     if "device" in plain:
         check_device("device", plain["device"])
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_KINDS: dict[str, Callable[[torch.dtype], bool]] = {
+    "float": lambda dtype: dtype.is_floating_point,
+    "integer": lambda dtype: dtype in _INTEGERS,
+    "bool": lambda dtype: dtype == torch.bool,
+    "real": lambda dtype: not dtype.is_complex,
+}
+
+
+def check_tensor(
+    name: str, tensor: Tensor, shape: str, kind: str = "float", device: torch.device | None = None
+) -> None:
+    """Checks an argument that is a tensor; values are not looked at.
+
+    Args:
+        name: of the argument.
+        tensor: what was given.
+        shape: as one writes it, e.g. "[B, H, W]"; the number of dimensions is checked.
+        kind: "float", "integer" (or bool), "bool" or "real" (all but complex numbers).
+        device: where it must be; None: anywhere.
+
+    Raises:
+        ValueError: it has other dimensions, another type, no dense memory, or is elsewhere.
+    """
+    if (
+        tensor.dim() != shape.partition("]")[0].count(",") + 1
+        or tensor.layout != torch.strided
+        or not _KINDS[kind](tensor.dtype)
+        or (device is not None and tensor.device != device)
+    ):
+        place = "" if device is None else f" on {device}"
+        words = {"float": "floats", "integer": "integers", "bool": "bool", "real": "numbers"}
+        layout = "" if tensor.layout == torch.strided else f" {tensor.layout}"
+        raise ValueError(
+            f"{name} must be {shape} of {words[kind]}, in dense memory{place}, got "
+            f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}{layout}"
+        )
+
+
+def check_table(table: Tensor, features: Tensor, weight: Tensor) -> None:
+    """Checks the arguments of a convolution of rows that a table names.
+
+    Args:
+        table: int32 ``[N_out, taps]``, which row of ``features`` lies under each tap, or -1.
+        features: ``[N, C]``.
+        weight: ``[C_out, C_in / groups, k, k]`` of the same type, with as many taps.
+
+    Raises:
+        ValueError: one does not fit the others; on a CPU also: a row that is not there.
+    """
+    check_tensor("features", features, "[N, C]")
+    check_tensor("weight", weight, "[C_out, C_in / groups, k, k]", "float", features.device)
+    check_tensor("table", table, "[N_out, taps]", "integer", features.device)
+    taps, channels = weight.shape[2] * weight.shape[3], features.shape[1]
+    if weight.dtype != features.dtype or table.dtype != torch.int32 or table.shape[1] != taps:
+        raise ValueError(
+            f"weight must be {features.dtype} and table int32 [N, {taps}], got {weight.dtype} and "
+            f"{table.dtype} {tuple(table.shape)}"
+        )
+    if channels not in (weight.shape[1], weight.shape[0] if weight.shape[1] == 1 else -1):
+        raise ValueError(
+            f"weight {tuple(weight.shape)} does not fit features of {channels} channels"
+        )
+    if table.is_cpu and type(table) is Tensor and table.numel():
+        last = int(table.max())
+        if last >= len(features):
+            raise ValueError(f"table names row {last} of {len(features)}")
+
+
+def check_has_values(name: str, tensor: Tensor) -> None:
+    """Checks that a tensor holds values, which those on the device "meta" do not.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if tensor.is_meta:
+        raise ValueError(f"{name} must hold values, and a tensor on the device 'meta' holds none")

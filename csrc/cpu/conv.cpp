@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
+#include "checks.h"
 #include "derived.h"
 #include "dispatch.h"
 #include "gradients.h"
@@ -33,12 +36,7 @@ Activation parse_activation(c10::string_view name) {
   if (name == "relu") return Activation::relu;
   if (name == "relu6") return Activation::relu6;
   if (name == "silu") return Activation::silu;
-  TORCH_CHECK(false, "activation must be none, relu, relu6 or silu, got ", std::string(name));
-}
-
-void check_rows(const at::Tensor& rows, const char* name) {
-  TORCH_CHECK(rows.scalar_type() == at::kFloat && rows.dim() == 2, name,
-              " must be float32 [N, channels], got ", rows.scalar_type(), " ", rows.sizes());
+  CHECK_ARGUMENT(false, "activation must be none, relu, relu6 or silu, got ", std::string(name));
 }
 
 // Rows may be farther apart than they are long (a slice of wider rows).
@@ -61,7 +59,7 @@ Derivation parse_algorithm(c10::string_view name) {
   if (name == "indirect") return Derivation::indirect;
   if (name == "winograd2") return Derivation::winograd2;
   if (name == "winograd4") return Derivation::winograd4;
-  TORCH_CHECK(false, "algorithm must be auto, indirect, winograd2 or winograd4, got ", std::string(name));
+  CHECK_ARGUMENT(false, "algorithm must be auto, indirect, winograd2 or winograd4, got ", std::string(name));
 }
 
 const char* name_of(Derivation algorithm) {
@@ -199,46 +197,52 @@ struct Operands {
              int(features.size(1)),
              int(out.size(1)),
              parse_activation(activation)} {
-    TORCH_CHECK(features.size(1) > 0, "features need at least one channel, got ", features.sizes());
   }
 
   // Adds rows of a tensor, its own to each output row or those that `rows` names.
   void add(const std::optional<at::Tensor>& source, const std::optional<at::Tensor>& rows = {}) {
     if (!source) return;
     check_rows(*source, "addend");
-    TORCH_CHECK(source->size(1) == out.size(1) && (rows || source->size(0) == out.size(0)),
+    CHECK_ARGUMENT(source->size(1) == out.size(1) && (rows || source->size(0) == out.size(0)),
                 "addend must be [", rows ? "any" : std::to_string(out.size(0)), ", ", out.size(1),
                 "], got ", source->sizes());
     addend = source->contiguous();
     conv.addend = addend.const_data_ptr<float>();
     if (!rows) return;
-    TORCH_CHECK(rows->scalar_type() == at::kLong && rows->dim() == 1 && rows->size(0) == out.size(0),
-                "addend_rows must be int64 [", out.size(0), "]");
+    check_tensor(*rows, "addend_rows", at::kLong, 1, "int64 [N]");
+    CHECK_ARGUMENT(rows->size(0) == out.size(0), "addend_rows must be int64 [", out.size(0), "], got ",
+                rows->sizes());
     addend_rows = rows->contiguous();
     conv.addend_rows = addend_rows.const_data_ptr<int64_t>();
     for (int64_t n = 0; n < out.size(0); ++n)
-      TORCH_CHECK(conv.addend_rows[n] >= 0 && conv.addend_rows[n] < addend.size(0), "addend_rows[", n,
+      CHECK_ARGUMENT(conv.addend_rows[n] >= 0 && conv.addend_rows[n] < addend.size(0), "addend_rows[", n,
                   "] = ", conv.addend_rows[n], " of ", addend.size(0));
   }
 };
 
 // A table whose largest row is `num_input_rows` - 1 reads these features.
 void check_reach(int64_t num_input_rows, const at::Tensor& features) {
-  TORCH_CHECK(num_input_rows <= features.size(0), "table names row ", num_input_rows - 1, " of ",
+  CHECK_ARGUMENT(num_input_rows <= features.size(0), "table names row ", num_input_rows - 1, " of ",
               features.size(0));
 }
 
 void check_bias(const std::optional<at::Tensor>& bias, int64_t channels) {
-  TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 && bias->size(0) == channels),
-              "bias must be float32 [", channels, "]");
+  if (!bias) return;
+  check_tensor(*bias, "bias", at::kFloat, 1, "float32 [C_out]");
+  CHECK_ARGUMENT(bias->size(0) == channels, "bias must be float32 [", channels, "], got ", bias->sizes());
+}
+
+void check_kernel(const at::Tensor& weight) {
+  check_tensor(weight, "weight", at::kFloat, std::max<int64_t>(2, weight.dim()),
+               "float32 [C_out, C_in / groups, ...]");
 }
 
 void check_weight(const at::Tensor& features, const at::Tensor& weight,
                   const std::optional<at::Tensor>& bias, int64_t taps, bool transposed = false) {
   check_rows(features, "features");
+  check_kernel(weight);
   const int64_t in = transposed ? 0 : 1;
-  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() >= 2 &&
-                  weight.size(in) == features.size(1) &&
+  CHECK_ARGUMENT(weight.size(in) == features.size(1) &&
                   weight.numel() == weight.size(0) * weight.size(1) * taps,
               "weight must be float32 with ", features.size(1), " input channels and ", taps,
               " taps, got ", weight.scalar_type(), " ", weight.sizes());
@@ -248,10 +252,11 @@ void check_weight(const at::Tensor& features, const at::Tensor& weight,
 void check_depthwise(const at::Tensor& features, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias, const at::Tensor& table) {
   check_rows(features, "features");
+  check_table(table);
+  check_kernel(weight);
   const int64_t channels = features.size(1), taps = table.size(1);
-  TORCH_CHECK(taps <= MAX_TAPS, "a depthwise kernel has at most ", MAX_TAPS, " taps, got ", taps);
-  TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.size(0) == channels &&
-                  weight.numel() == channels * taps,
+  check_range("the number of taps of a depthwise kernel", taps, 1, MAX_TAPS);
+  CHECK_ARGUMENT(weight.size(0) == channels && weight.size(1) == 1 && weight.numel() == channels * taps,
               "weight must be float32 [", channels, ", 1, k, k] with ", taps, " taps, got ",
               weight.scalar_type(), " ", weight.sizes());
   check_bias(bias, channels);
@@ -263,6 +268,7 @@ at::Tensor sparse_conv2d(const at::Tensor& features, const at::Tensor& weight,
                          const std::optional<at::Tensor>& row_map, c10::string_view algorithm,
                          c10::string_view activation, bool transposed,
                          const std::optional<at::Tensor>& addend) {
+  check_table(table);
   check_weight(features, weight, bias, table.size(1), transposed);
   const Derivation chosen = algorithm == "auto"
                                 ? choose(table, row_map, weight.size(1), weight.size(0))
@@ -278,9 +284,9 @@ at::Tensor sparse_conv2d(const at::Tensor& features, const at::Tensor& weight,
     run_indirect(operands.conv, pairs);
     return operands.out;
   }
-  TORCH_CHECK(row_map && table.size(1) == 9, name_of(chosen), " needs 3x3 kernels and stride 1");
+  CHECK_ARGUMENT(row_map && table.size(1) == 9, name_of(chosen), " needs 3x3 kernels and stride 1");
   const TileList tiles = tiles_of(*row_map, tile_size(chosen));
-  TORCH_CHECK(tiles.num_rows() == features.size(0) && tiles.num_rows() == table.size(0),
+  CHECK_ARGUMENT(tiles.num_rows() == features.size(0) && tiles.num_rows() == table.size(0),
               "row_map has ", tiles.num_rows(), " rows, features ", features.size(0), " and table ",
               table.size(0));
   run_winograd(operands.conv, tiles);
@@ -300,14 +306,22 @@ at::Tensor rows_of_map(const at::Tensor& x) {
 at::Tensor dense_conv2d(const at::Tensor& x, const at::Tensor& weight,
                         const std::optional<at::Tensor>& bias, c10::string_view algorithm,
                         c10::string_view activation, const std::optional<at::Tensor>& addend) {
-  TORCH_CHECK(x.dim() == 4, "x must be [B, C, H, W], got ", x.sizes());
+  check_tensor(x, "x", at::kFloat, 4, "float32 [B, C, H, W]");
+  CHECK_ARGUMENT(x.size(1) > 0, "x needs at least one channel, got ", x.sizes());
+  check_range("the number of cells of x", x.numel() / x.size(1), 0, std::numeric_limits<int32_t>::max());
   refuse_gradients("dense_conv2d", {x, weight});
   const at::Tensor features = rows_of_map(x);
   check_weight(features, weight, bias, 9);
   const Derivation chosen = algorithm == "auto" ? Derivation::winograd4 : parse_algorithm(algorithm);
-  TORCH_CHECK(chosen != Derivation::indirect, "a dense convolution is computed by winograd2 or winograd4");
+  CHECK_ARGUMENT(chosen != Derivation::indirect, "a dense convolution is computed by winograd2 or winograd4");
   Operands operands(features, weight, bias, features.size(0), chosen, activation);
-  if (addend) operands.add(rows_of_map(*addend));
+  if (addend) {
+    check_tensor(*addend, "addend", at::kFloat, 4, "float32 [B, C_out, H, W]");
+    const std::array<int64_t, 4> shape = {x.size(0), weight.size(0), x.size(2), x.size(3)};
+    CHECK_ARGUMENT(addend->sizes() == at::IntArrayRef(shape), "addend must be ", at::IntArrayRef(shape),
+                ", got ", addend->sizes());
+    if (weight.size(0) > 0) operands.add(rows_of_map(*addend));
+  }
   if (operands.out.numel() != 0)
     run_winograd(operands.conv, full_tiles(x.size(0), x.size(2), x.size(3), tile_size(chosen)));
   return operands.out.view({x.size(0), x.size(2), x.size(3), weight.size(0)}).permute({0, 3, 1, 2});
@@ -406,8 +420,10 @@ at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_,
                            const std::optional<at::Tensor>& row_map, c10::string_view algorithm) {
   check_rows(features_, "features");
   check_rows(grad_, "grad");
+  check_table(table);
+  check_range("the number of taps", table.size(1), 1, MAX_TAPS);
   refuse_gradients("the gradient of a convolution", {features_, grad_});
-  TORCH_CHECK(grad_.size(0) == table.size(0), "grad must have ", table.size(0), " rows, got ",
+  CHECK_ARGUMENT(grad_.size(0) == table.size(0), "grad must have ", table.size(0), " rows, got ",
               grad_.size(0));
   const at::Tensor features = features_.contiguous(), grad = grad_.contiguous();
   const Derivation chosen = algorithm == "auto"
@@ -418,9 +434,9 @@ at::Tensor weight_gradient(const at::Tensor& features_, const at::Tensor& grad_,
     check_reach(pairs.num_input_rows(), features);
     return as_kernels(gradient_by_pairs(features, grad, pairs));
   }
-  TORCH_CHECK(row_map && table.size(1) == 9, name_of(chosen), " needs 3x3 kernels and stride 1");
+  CHECK_ARGUMENT(row_map && table.size(1) == 9, name_of(chosen), " needs 3x3 kernels and stride 1");
   const TileList tiles = tiles_of(*row_map, tile_size(chosen));
-  TORCH_CHECK(tiles.num_rows() == features.size(0) && tiles.num_rows() == grad.size(0),
+  CHECK_ARGUMENT(tiles.num_rows() == features.size(0) && tiles.num_rows() == grad.size(0),
               "row_map has ", tiles.num_rows(), " rows, features ", features.size(0), " and grad ",
               grad.size(0));
   return as_kernels(gradient_by_tiles(features, grad, tiles));
@@ -453,8 +469,8 @@ at::Tensor pointwise_conv(const at::Tensor& features, const at::Tensor& weight,
 at::Tensor depthwise_conv2d(const at::Tensor& features, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, const at::Tensor& table,
                             c10::string_view activation) {
-  const int64_t taps = table.size(1);
   check_depthwise(features, weight, bias, table);
+  const int64_t taps = table.size(1);
   const Operands operands(features, weight, bias, table.size(0), Derivation::depthwise, activation);
   at::parallel_for(0, table.size(0), 64, [&](int64_t begin, int64_t end) {
     kernels().depthwise(operands.conv, table.const_data_ptr<int32_t>(), int(taps), int(begin), int(end));
@@ -466,10 +482,12 @@ at::Tensor depthwise_weight_gradient(const at::Tensor& features_, const at::Tens
                                      const at::Tensor& table) {
   check_rows(features_, "features");
   check_rows(grad_, "grad");
+  check_table(table);
+  check_range("the number of taps of a depthwise kernel", table.size(1), 1, MAX_TAPS);
   refuse_gradients("the gradient of a depthwise convolution", {features_, grad_});
   const at::Tensor features = with_dense_rows(features_), grad = grad_.contiguous();
   const int64_t taps = table.size(1), channels = features.size(1), rows = table.size(0);
-  TORCH_CHECK(grad.size(0) == rows && grad.size(1) == channels, "grad must be [", rows, ", ", channels,
+  CHECK_ARGUMENT(grad.size(0) == rows && grad.size(1) == channels, "grad must be [", rows, ", ", channels,
               "], got ", grad.sizes());
   check_reach(num_input_rows(table), features);
   const int64_t parts = at::get_num_threads();
@@ -487,11 +505,16 @@ at::Tensor depthwise_weight_gradient(const at::Tensor& features_, const at::Tens
 
 std::string chosen_algorithm(const at::Tensor& table, const std::optional<at::Tensor>& row_map,
                              int64_t in_channels, int64_t out_channels) {
+  check_table(table);
+  check_range("in_channels", in_channels, 1, std::numeric_limits<int32_t>::max());
+  check_range("out_channels", out_channels, 1, std::numeric_limits<int32_t>::max());
   return name_of(choose(table, row_map, in_channels, out_channels));
 }
 
 void set_costs(at::ArrayRef<double> values) {
-  TORCH_CHECK(values.size() == 6, "6 costs are needed, got ", values.size());
+  CHECK_ARGUMENT(values.size() == 6, "6 costs are needed, got ", values.size());
+  for (const double value : values)
+    CHECK_ARGUMENT(std::isfinite(value) && value >= 0, "a cost must be finite and not below 0, got ", value);
   costs = {values[0], values[1], values[2], values[3], values[4], values[5]};
 }
 

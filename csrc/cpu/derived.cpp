@@ -107,7 +107,7 @@ at::Tensor derive_from_weight(const at::Tensor& weight, Derivation derivation, i
 
 at::Tensor derive_from_table(const at::Tensor& table, Derivation derivation,
                              const std::function<at::Tensor()>& make) {
-  return derive(table, derivation, 0, 0, 0, make);
+  return derive(table, derivation, 0, table.is_inference() ? 0 : int64_t(table._version()), 0, make);
 }
 
 }  // namespace sparse_dset

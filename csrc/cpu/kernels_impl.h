@@ -668,14 +668,20 @@ struct Level {
   float extent_height, extent_width;
 };
 
+// How many of a level's cells an image covers, none where its extent is not a number.
+INLINE int covered(float extent, int cells) {
+  if (!(extent > 0.0f)) return 0;
+  return extent < cells ? at_most(cells, int(__builtin_ceilf(extent))) : cells;
+}
+
 INLINE Level level_of(const Sampling& s, int level) {
   const float height = s.extents[2 * level], width = s.extents[2 * level + 1];
   return {s.row_maps[level],
           s.rows[level],
           s.background + int64_t(level) * s.row_width,
           s.widths[level],
-          at_most(s.heights[level], int(__builtin_ceilf(height))),
-          at_most(s.widths[level], int(__builtin_ceilf(width))),
+          covered(height, s.heights[level]),
+          covered(width, s.widths[level]),
           height,
           width};
 }

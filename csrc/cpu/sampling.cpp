@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "checks.h"
 #include "dispatch.h"
 #include "gradients.h"
 #include "tables.h"
@@ -25,49 +26,50 @@ struct Arguments {
 
   Arguments(const at::Tensor& rows_, at::TensorList row_maps_, at::IntArrayRef level_sizes,
             const at::Tensor& locations_, const at::Tensor& weights_, const at::Tensor& extents_,
-            const at::Tensor& background_, bool whole_rows)
-      : rows(rows_.contiguous()),
-        locations(locations_.contiguous()),
-        weights(weights_.contiguous()),
-        extents(extents_.contiguous()),
-        background(background_.contiguous()) {
-    for (const at::Tensor& t : {rows, locations, weights, extents, background})
-      TORCH_CHECK(t.scalar_type() == at::kFloat, "deformable attention on a CPU needs float32, got ",
-                  t.scalar_type());
-    TORCH_CHECK(locations.dim() == 6 && locations.size(5) == 2,
-                "locations must be [B, Q, heads, L, P, 2], got ", locations.sizes());
+            const at::Tensor& background_, bool whole_rows) {
+    check_rows(rows_, "rows");
+    check_tensor(locations_, "locations", at::kFloat, 6, "float32 [B, Q, heads, L, P, 2]");
+    check_tensor(weights_, "weights", at::kFloat, 5, "float32 [B, Q, heads, L, P]");
+    check_tensor(extents_, "extents", at::kFloat, 3, "float32 [B, L, 2]");
+    check_tensor(background_, "background", at::kFloat, 2, "float32 [L, channels]");
+    rows = rows_.contiguous(), locations = locations_.contiguous(), weights = weights_.contiguous();
+    extents = extents_.contiguous(), background = background_.contiguous();
+    CHECK_ARGUMENT(locations.size(5) == 2, "locations must be [B, Q, heads, L, P, 2], got ",
+                locations.sizes());
     batch = locations.size(0), queries = locations.size(1), heads = locations.size(2);
     levels = locations.size(3), points = locations.size(4);
-    TORCH_CHECK(levels <= MAX_LEVELS && heads <= MAX_HEADS, "at most ", MAX_LEVELS, " levels and ",
-                MAX_HEADS, " heads are possible, got ", levels, " and ", heads);
-    TORCH_CHECK(weights.sizes() == locations.sizes().slice(0, 5), "weights must be ",
+    check_range("the number of heads", heads, 1, MAX_HEADS);
+    check_range("the number of levels", levels, 1, MAX_LEVELS);
+    check_range("the number of points", points, 1, std::numeric_limits<int16_t>::max());
+    CHECK_ARGUMENT(weights.sizes() == locations.sizes().slice(0, 5), "weights must be ",
                 locations.sizes().slice(0, 5), ", got ", weights.sizes());
-    TORCH_CHECK(extents.dim() == 3 && extents.size(0) == batch && extents.size(1) == levels &&
+    CHECK_ARGUMENT(extents.size(0) == batch && extents.size(1) == levels &&
                     extents.size(2) == 2,
                 "extents must be [B, L, 2], got ", extents.sizes());
-    TORCH_CHECK(int64_t(row_maps_.size()) == levels && int64_t(level_sizes.size()) == levels,
+    CHECK_ARGUMENT(int64_t(row_maps_.size()) == levels && int64_t(level_sizes.size()) == levels,
                 "there must be a row map and a size for each of ", levels, " levels");
-    TORCH_CHECK(rows.dim() == 2 && (whole_rows || rows.size(1) % heads == 0),
+    CHECK_ARGUMENT(whole_rows || rows.size(1) % heads == 0,
                 "rows must be [M, a multiple of ", heads, " heads], got ", rows.sizes());
-    TORCH_CHECK(background.dim() == 2 && background.size(0) == levels &&
-                    background.size(1) == rows.size(1),
+    CHECK_ARGUMENT(background.size(0) == levels && background.size(1) == rows.size(1),
                 "background must be ", levels, " rows like those of the levels, got ",
                 background.sizes());
     int64_t first = 0;
     for (int64_t level = 0; level < levels; ++level) {
       const at::Tensor& map = row_maps_[level];
-      TORCH_CHECK(map.dim() == 3 && map.size(0) == batch && map.scalar_type() == at::kInt,
-                  "row maps must be int32 [B, H, W], got ", map.scalar_type(), " ", map.sizes());
+      check_tensor(map, "row maps", at::kInt, 3, "int32 [B, H, W]");
+      check_range("the number of cells of a row map", map.numel(), 0, std::numeric_limits<int32_t>::max());
+      CHECK_ARGUMENT(map.size(0) == batch, "row maps must be of ", batch, " images, got ", map.sizes());
+      check_range("level_sizes", level_sizes[level], 0, rows.size(0));
       row_maps.push_back(map.contiguous());
       const int64_t named = rows_named(row_maps.back());
-      TORCH_CHECK(named <= level_sizes[level], "the row map of level ", level, " names row ",
+      CHECK_ARGUMENT(named <= level_sizes[level], "the row map of level ", level, " names row ",
                   named - 1, " of ", level_sizes[level]);
       heights.push_back(int(map.size(1)));
       widths.push_back(int(map.size(2)));
       first_rows.push_back(first);
       first += level_sizes[level];
     }
-    TORCH_CHECK(first == rows.size(0), "levels have ", first, " rows, but there are ", rows.size(0));
+    CHECK_ARGUMENT(first == rows.size(0), "levels have ", first, " rows, but there are ", rows.size(0));
     head_stride = whole_rows ? 0 : int(rows.size(1) / heads);
     head_width = whole_rows ? int(rows.size(1)) : head_stride;
   }
@@ -165,6 +167,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_attn_backward(
   refuse_gradients("the gradient of deformable attention",
                    {grad_, rows, locations, weights, background});
   const Arguments a(rows, row_maps, level_sizes, locations, weights, extents, background, false);
+  check_tensor(grad_, "grad", at::kFloat, grad_.dim(), "float32");
+  CHECK_ARGUMENT(grad_.numel() == a.batch * a.queries * a.heads * a.head_width && grad_.dim() > 0 &&
+                  grad_.size(0) == a.batch,
+              "grad must be of the output's shape [", a.batch, ", ", a.queries, ", ", a.heads, ", ",
+              a.head_width, "], got ", grad_.sizes());
   const at::Tensor grad = grad_.contiguous();
   at::Tensor grad_rows = at::zeros_like(a.rows), grad_background = at::zeros_like(a.background);
   at::Tensor grad_locations = at::empty_like(a.locations), grad_weights = at::empty_like(a.weights);

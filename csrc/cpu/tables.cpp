@@ -12,28 +12,19 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "derived.h"
 
 namespace sparse_dset {
 namespace {
 
-void check_row_map(const at::Tensor& row_map) {
-  TORCH_CHECK(row_map.dim() == 3 && row_map.scalar_type() == at::kInt && row_map.is_contiguous(),
-              "row_map must be contiguous int32 [B, H, W], got ", row_map.scalar_type(), " ",
-              row_map.sizes());
-}
+// No window that anyone reads is wider, and no level is coarser.
+constexpr int64_t LARGEST_WINDOW = 63, LARGEST_STRIDE = 64;
 
-void check_table(const at::Tensor& table) {
-  TORCH_CHECK(table.dim() == 2 && table.scalar_type() == at::kInt && table.is_contiguous(),
-              "table must be contiguous int32 [N, taps], got ", table.scalar_type(), " ",
-              table.sizes());
-}
-
-void check_indices(const at::Tensor& indices) {
-  TORCH_CHECK(indices.dim() == 2 && indices.size(1) == 3 && indices.scalar_type() == at::kInt &&
-                  indices.is_contiguous(),
-              "indices must be contiguous int32 [N, 3], got ", indices.scalar_type(), " ",
-              indices.sizes());
+void check_site(const int32_t* site, int64_t n, int64_t images) {
+  CHECK_ARGUMENT(site[0] >= 0 && site[0] < images, "site ", n, " is of image ", site[0], " of ", images);
+  CHECK_ARGUMENT(site[1] >= 0 && site[2] >= 0, "site ", n, " lies at (y, x) = (", site[1], ", ", site[2],
+                 "), outside every grid");
 }
 
 // The row of a cell, -1 outside the grid.
@@ -54,7 +45,9 @@ struct Grid {
 at::Tensor window_table(const at::Tensor& row_map, const at::Tensor& indices, int64_t size,
                         int64_t stride) {
   check_row_map(row_map);
-  TORCH_CHECK(size > 0 && size % 2, "a window's size must be odd, got ", size);
+  check_range("a window's size", size, 1, LARGEST_WINDOW);
+  CHECK_ARGUMENT(size % 2, "a window's size must be odd, got ", size);
+  check_range("stride", stride, 1, LARGEST_STRIDE);
   check_indices(indices);
   const int64_t count = indices.size(0);
   const int64_t taps = size * size, reach = size / 2;
@@ -65,8 +58,7 @@ at::Tensor window_table(const at::Tensor& row_map, const at::Tensor& indices, in
   at::parallel_for(0, count, 4096, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t batch = site[3 * n], y = site[3 * n + 1] * stride, x = site[3 * n + 2] * stride;
-      TORCH_CHECK(batch >= 0 && batch < row_map.size(0), "site ", n, " is of image ", batch, " of ",
-                  row_map.size(0));
+      check_site(site + 3 * n, n, row_map.size(0));
       for (int64_t i = -reach, tap = taps * n; i <= reach; ++i)
         for (int64_t j = -reach; j <= reach; ++j) out[tap++] = grid.at(batch, y + i, x + j);
     }
@@ -76,6 +68,7 @@ at::Tensor window_table(const at::Tensor& row_map, const at::Tensor& indices, in
 
 at::Tensor inverse_table(const at::Tensor& table, int64_t num_rows) {
   check_table(table);
+  check_range("num_rows", num_rows, 0, std::numeric_limits<int32_t>::max());
   const int64_t count = table.size(0), taps = table.size(1);
   at::Tensor inverse = at::full({num_rows, taps}, -1, table.options());
   const int32_t* in = table.const_data_ptr<int32_t>();
@@ -84,7 +77,7 @@ at::Tensor inverse_table(const at::Tensor& table, int64_t num_rows) {
     for (int64_t tap = 0; tap < taps; ++tap) {
       const int64_t row = in[n * taps + tap];
       if (row < 0) continue;
-      TORCH_CHECK(row < num_rows, "table[", n, ", ", tap, "] = ", row, " but there are ", num_rows,
+      CHECK_ARGUMENT(row < num_rows, "table[", n, ", ", tap, "] = ", row, " but there are ", num_rows,
                   " rows");
       out[row * taps + tap] = int32_t(n);
     }
@@ -93,8 +86,9 @@ at::Tensor inverse_table(const at::Tensor& table, int64_t num_rows) {
 
 // The sites of a mask [B, H, W]: indices [N, 3], sorted, and the row map.
 std::tuple<at::Tensor, at::Tensor> sites_of_mask(const at::Tensor& mask_) {
-  TORCH_CHECK(mask_.dim() == 3 && mask_.scalar_type() == at::kBool, "mask must be bool [B, H, W], got ",
-              mask_.scalar_type(), " ", mask_.sizes());
+  check_tensor(mask_, "mask", at::kBool, 3, "bool [B, H, W]");
+  CHECK_ARGUMENT(mask_.numel() <= std::numeric_limits<int32_t>::max(), "mask ", mask_.sizes(),
+                 " is too large for 32-bit rows");
   const at::Tensor mask = mask_.contiguous();
   const bool* kept = mask.const_data_ptr<bool>();
   const at::Tensor row_map = at::empty(mask.sizes(), mask.options().dtype(at::kInt));
@@ -102,6 +96,7 @@ std::tuple<at::Tensor, at::Tensor> sites_of_mask(const at::Tensor& mask_) {
   for (int64_t cell = 0; cell < mask.numel(); ++cell) rows[cell] = kept[cell] ? count++ : -1;
   const at::Tensor indices = at::empty({count, 3}, row_map.options());
   int32_t* site = indices.data_ptr<int32_t>();
+  if (count == 0) return {indices, row_map};
   for (int32_t batch = 0; batch < mask.size(0); ++batch)
     for (int32_t y = 0; y < mask.size(1); ++y)
       for (int32_t x = 0; x < mask.size(2); ++x)
@@ -118,8 +113,7 @@ at::Tensor parent_rows(const at::Tensor& indices, const at::Tensor& coarser_row_
   const int32_t* site = indices.const_data_ptr<int32_t>();
   int64_t* out = parents.data_ptr<int64_t>();
   for (int64_t n = 0; n < indices.size(0); ++n, site += 3) {
-    TORCH_CHECK(site[0] >= 0 && site[0] < coarser_row_map.size(0), "site ", n, " is of image ", site[0],
-                " of ", coarser_row_map.size(0));
+    check_site(site, n, coarser_row_map.size(0));
     out[n] = grid.at(site[0], site[1] / 2, site[2] / 2);
   }
   return parents;

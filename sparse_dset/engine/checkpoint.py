@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -64,9 +65,31 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
             loader refuses and ``trust`` is False.
     """
     content = _read(Path(expand_home(path)), trust)
-    if content.get("half"):
+    _check_entries(content, path)
+    if content.get("half") and "model" in content:
         content["model"] = {name: _widen(value) for name, value in content["model"].items()}
     return content
+
+
+def _check_entries(content: Mapping[str, Any], path: str | Path) -> None:
+    """Refuses a checkpoint whose entries are not of the types that their names stand for."""
+    for name in ("model", "ema", "config"):
+        if not isinstance(content.get(name, {}), Mapping | NoneType):
+            raise ValueError(
+                f"{path}: the entry {name!r} must be a dict, got a {type(content[name]).__name__}"
+            )
+    states = {"model": content.get("model")}
+    for name in ("model", "module"):
+        states[f"ema.{name}"] = (content.get("ema") or {}).get(name)
+    for where, state in states.items():
+        if not isinstance(state, Mapping | NoneType):
+            raise ValueError(f"{path}: {where} must be a dict, got a {type(state).__name__}")
+        for name, value in (state or {}).items():
+            if not isinstance(value, Tensor) or not isinstance(name, str):
+                raise ValueError(
+                    f"{path}: {where} must hold tensors by name, got a {type(value).__name__} "
+                    f"under {name!r}"
+                )
 
 
 def replace_config(source: str | Path, destination: str | Path, config: Mapping[str, Any]) -> None:
@@ -124,7 +147,7 @@ def detector_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str
     Raises:
         ValueError: it holds no detector of this project, or does not say which.
     """
-    config = checkpoint.get("config", {})
+    config = checkpoint.get("config") or {}
     if config.get("peer") is not None:
         raise ValueError(
             f"{path} holds the {config['peer']} network that was trained to compare with, no "
@@ -135,6 +158,9 @@ def detector_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str
             f"{path} does not say which model it holds (no config.model); build one with "
             "build_detector and fill it with load_weights"
         )
+    model = config["model"]
+    if not isinstance(model, Mapping) or not isinstance(model.get("pruner"), Mapping):
+        raise ValueError(f"{path}: config.model must be a dict with a dict 'pruner', got {model!r}")
     return config
 
 
@@ -188,8 +214,16 @@ def read_detector(
     """
     checkpoint = load_checkpoint(path, trust=trust)
     config = with_pruner(_with_view(detector_config(checkpoint, path), path), pruner or {})
-    detector = build_from_config(config, pretrained=False)
-    detector.load_state_dict(model_weights(checkpoint))
+    try:
+        detector = build_from_config(config, pretrained=False)
+    except Exception as error:  # what a damaged value does first is as various as the values
+        raise ValueError(f"the configuration in {path} describes no detector: {error}") from error
+    try:
+        detector.load_state_dict(model_weights(checkpoint))
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the weights in {path} do not fit its configuration: {error}"
+        ) from error
     return detector.eval(), config
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sparse_dset.checks import check_has_values, check_tensor
+
 
 @dataclass(frozen=True)
 class PaddedTargets:
@@ -63,9 +65,10 @@ def pad_targets(
 
 def _check_shapes(target: Mapping[str, Any], image_id: Any) -> None:
     labels, boxes = target["labels"], target["boxes"]
-    if labels.is_floating_point():
-        raise ValueError(f"image {image_id}: labels must be integers, got {labels.dtype}")
-    if labels.dim() != 1 or boxes.shape != (len(labels), 4):
+    check_tensor(f"image {image_id}: labels", labels, "[G]", "integer")
+    check_tensor(f"image {image_id}: boxes", boxes, "[G, 4]", "real", labels.device)
+    check_has_values(f"image {image_id}: labels", labels)
+    if boxes.shape != (len(labels), 4):
         raise ValueError(
             f"image {image_id}: labels must be [G] and boxes [G, 4] with the same G, "
             f"got {tuple(labels.shape)} and {tuple(boxes.shape)}"

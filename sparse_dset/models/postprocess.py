@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from sparse_dset.checks import check_number
+from sparse_dset.checks import check_has_values, check_number, check_tensor
 
 SELECTED = 300
 """Most detections of an image, of all classes together, unless told otherwise: RT-DETR's."""
@@ -38,7 +38,23 @@ def select_detections(
     Raises:
         ValueError: the number of sizes is not B, or ``max_detections`` is below 1.
     """
+    check_tensor("pred_logits", pred_logits, "[B, Q, K]", "float")
+    check_tensor("pred_boxes", pred_boxes, "[B, Q, 4]", "float", pred_logits.device)
+    check_has_values("pred_logits", pred_logits)
     batch_size, num_queries, num_classes = pred_logits.shape
+    if pred_boxes.shape != (batch_size, num_queries, 4):
+        raise ValueError(
+            f"pred_boxes must be [{batch_size}, {num_queries}, 4], got {tuple(pred_boxes.shape)}"
+        )
+    if query_mask is not None:
+        check_tensor("query_mask", query_mask, "[B, Q]", "bool", pred_logits.device)
+        if query_mask.shape != pred_logits.shape[:2]:
+            raise ValueError(
+                f"query_mask must be [{batch_size}, {num_queries}], got {tuple(query_mask.shape)}"
+            )
+    if isinstance(orig_sizes, Tensor):
+        check_tensor("orig_sizes", orig_sizes, "[B, 2]", "real")
+        check_has_values("orig_sizes", orig_sizes)
     sizes = torch.as_tensor(orig_sizes, dtype=torch.float32, device=pred_boxes.device)
     if sizes.shape != (batch_size, 2):
         raise ValueError(f"orig_sizes must be {batch_size} pairs (h, w), got {list(sizes.shape)}")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_dset.checks import check_tensor
 from sparse_dset.ops import cpu
 from sparse_dset.ops.inference import pointwise_conv
 from sparse_dset.ops.sparse_conv import resolve_backend
@@ -241,7 +242,9 @@ def _sum_dtype(value: Tensor, weights: Tensor) -> torch.dtype:
 
 
 def _check(locations: Tensor, weights: Tensor, extents: Tensor) -> torch.Size:
-    if locations.dim() != 6 or locations.shape[-1] != 2:
+    check_tensor("locations", locations, "[B, Q, heads, L, P, 2]", "float")
+    check_tensor("weights", weights, "[B, Q, heads, L, P]", "float", locations.device)
+    if locations.shape[-1] != 2:
         raise ValueError(f"locations must be [B, Q, heads, L, P, 2], got {tuple(locations.shape)}")
     if 0 in locations.shape[2:]:
         raise ValueError(
@@ -253,6 +256,7 @@ def _check(locations: Tensor, weights: Tensor, extents: Tensor) -> torch.Size:
             f"got {tuple(weights.shape)}"
         )
     expected = (locations.shape[0], locations.shape[3], 2)
+    check_tensor("extents", extents, f"[B, L, 2] = {expected}", "real", locations.device)
     if extents.shape != expected:
         raise ValueError(f"extents must be [B, L, 2] = {expected}, got {tuple(extents.shape)}")
     return locations.shape
@@ -266,6 +270,9 @@ def _check_value(
     heads: int,
     levels: int,
 ) -> None:
+    check_tensor("value", value, "[M, channels]", "float")
+    if background is not None:
+        check_tensor("background", background, f"{(levels, value.shape[1])}", "float", value.device)
     sizes = [support.batch_size for support in supports]
     if sizes != [batch] * levels:
         raise ValueError(
@@ -283,6 +290,10 @@ def _check_value(
 
 
 def _check_maps(maps: Sequence[Tensor], batch: int, heads: int, levels: int) -> None:
+    for level, level_map in enumerate(maps):
+        check_tensor(f"maps[{level}]", level_map, "[B, C, H, W]", "float", maps[0].device)
+    if not maps or 0 in maps[0].shape[1:]:
+        raise ValueError(f"maps must be {levels} maps with channels and cells, got {len(maps)}")
     channels = maps[0].shape[1]
     shapes = [tuple(level_map.shape) for level_map in maps]
     if channels % heads or [shape[:2] for shape in shapes] != [(batch, channels)] * levels:

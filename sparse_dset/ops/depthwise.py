@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_dset.checks import check_table, check_tensor
 from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.ops.segment import widened
 from sparse_dset.ops.sparse_conv import (
@@ -50,8 +51,9 @@ def depthwise_conv2d(
     """
     check_activation(activation)
     target = target_of(support, stride, out_support)
-    size = weight.shape[-1]
     check_features(features, support)
+    check_tensor("weight", weight, "[C, 1, k, k]", "float", features.device)
+    size = weight.shape[-1]
     if weight.shape != (features.shape[1], 1, size, size) or size % 2 == 0 or size > 7:
         raise ValueError(
             f"weight must be [{features.shape[1]}, 1, k, k] with k = 1, 3, 5 or 7, got "
@@ -84,6 +86,11 @@ def depthwise_conv2d_reference(features: Tensor, weight: Tensor, table: Tensor) 
     Returns:
         ``[N_out, C]``.
     """
+    check_table(table, features, weight)
+    if weight.shape[:2] != (features.shape[1], 1):
+        raise ValueError(
+            f"weight must be [{features.shape[1]}, 1, k, k], got {tuple(weight.shape)}"
+        )
     dtype = features.dtype
     features, weight = widened(features), widened(weight)
     out = features.new_zeros(table.shape[0], features.shape[1])
@@ -95,6 +102,7 @@ def depthwise_conv2d_reference(features: Tensor, weight: Tensor, table: Tensor) 
 
 @depthwise_conv2d_reference.register_fake
 def _(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    check_table(table, features, weight)
     return features.new_empty(table.shape[0], features.shape[1])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_dset.checks import check_table
 from sparse_dset.ops.segment import widened
 
 
@@ -28,11 +29,17 @@ def sparse_conv2d_reference(features: Tensor, weight: Tensor, table: Tensor) -> 
     Returns:
         ``[N_out, C_out]``.
     """
+    check_table(table, features, weight)
+    if weight.shape[1:] != (features.shape[1], 3, 3):
+        raise ValueError(
+            f"weight must be [C_out, {features.shape[1]}, 3, 3], got {tuple(weight.shape)}"
+        )
     return _windows(features, table) @ weight.permute(2, 3, 1, 0).flatten(0, 2)
 
 
 @sparse_conv2d_reference.register_fake
 def _(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    check_table(table, features, weight)
     return features.new_empty(table.shape[0], weight.shape[0])
 
 

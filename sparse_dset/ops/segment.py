@@ -24,6 +24,9 @@ except Exception as error:  # a wheel of another PyTorch fails in as many ways a
     torch_scatter = None
 
 
+_LARGEST_SIZE = 2**31 - 1
+
+
 def widened(values: Tensor) -> Tensor:
     """Converts half types to float32, in which they are summed; other types pass as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
@@ -40,13 +43,13 @@ def segment_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
     Returns:
         ``[size, ...]`` of the dtype of ``values``; a segment without rows is zero.
     """
-    _check(values, index)
+    _check(values, index, size)
     return _sum(widened(values), index, size).to(values.dtype)
 
 
 def segment_mean(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Averages the rows of each segment; see ``segment_sum``. Integers give float32."""
-    _check(values, index)
+    _check(values, index, size)
     counts = torch.bincount(index, minlength=size).clamp(min=1)
     means = _sum(widened(values), index, size) / counts.view(-1, *[1] * (values.dim() - 1))
     return means.to(values.dtype) if values.is_floating_point() else means
@@ -68,9 +71,21 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     return widened(values).index_select(0, index).to(values.dtype)
 
 
-def _check(values: Tensor, index: Tensor) -> None:
+def _check(values: Tensor, index: Tensor, size: int) -> None:
+    if not 0 <= size <= _LARGEST_SIZE:
+        raise ValueError(f"size must be in 0..{_LARGEST_SIZE}, got {size}")
+    if not values.dim() or values.layout != torch.strided or values.is_complex():
+        raise ValueError(
+            f"values must be a dense real tensor [N, ...], got {values.dtype} {tuple(values.shape)}"
+        )
+    if index.device != values.device or index.layout != torch.strided:
+        raise ValueError(f"index must be a dense tensor on {values.device}, got {index.device}")
     if index.dtype != torch.int64 or index.shape != values.shape[:1]:
         raise ValueError(
             f"index must be int64 {tuple(values.shape[:1])}, one segment per row of values, "
             f"got {index.dtype} {tuple(index.shape)}"
         )
+    if index.is_cpu and index.numel():
+        # An assertion within the graph: compiled code keeps it. torch_scatter does not look.
+        inside = ((index >= 0) & (index < size)).all()
+        torch._assert_async(inside, f"sparse_dset: index must be in 0..{size - 1}, one is outside")

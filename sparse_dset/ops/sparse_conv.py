@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_dset import native
+from sparse_dset.checks import check_tensor
 from sparse_dset.ops import cpu, spconv_backend
 from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.ops.reference import sparse_conv2d_reference
@@ -196,7 +197,8 @@ def target_of(support: Support, stride: int, out_support: Support | None) -> Sup
 
 def _check_tensors(features: Tensor, weight: Tensor, bias: Tensor | None, support: Support) -> None:
     check_features(features, support)
-    if weight.dim() != 4 or weight.shape[1:] != (features.shape[1], 3, 3):
+    check_tensor("weight", weight, "[C_out, C_in, 3, 3]", "float", features.device)
+    if weight.shape[1:] != (features.shape[1], 3, 3):
         raise ValueError(
             f"weight must be [C_out, {features.shape[1]}, 3, 3], got {tuple(weight.shape)}"
             + "; a 1x1 convolution is a linear layer" * (weight.shape[2:] == (1, 1))
@@ -206,7 +208,8 @@ def _check_tensors(features: Tensor, weight: Tensor, bias: Tensor | None, suppor
 
 def check_features(features: Tensor, support: Support) -> None:
     """Raises a ValueError if these are not the rows of a support."""
-    if features.dim() != 2 or len(features) != support.num_sites:
+    check_tensor("features", features, "[N, C_in]", "float", support.device)
+    if len(features) != support.num_sites or not features.shape[1]:
         raise ValueError(
             f"features must be [{support.num_sites}, C_in] for {support}, "
             f"got {tuple(features.shape)}"
@@ -215,6 +218,8 @@ def check_features(features: Tensor, support: Support) -> None:
 
 def check_bias(bias: Tensor | None, weight: Tensor) -> None:
     """Raises a ValueError if a bias does not go with a weight ``[C_out, ...]``."""
+    if bias is not None:
+        check_tensor("bias", bias, "[C_out]", "float", weight.device)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
 

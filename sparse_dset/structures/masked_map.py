@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparse_dset.checks import check_tensor
 from sparse_dset.structures.support import Support
 
 
@@ -28,6 +29,7 @@ class MaskedMap:
     @classmethod
     def from_dense(cls, tensor: Tensor, support: Support) -> MaskedMap:
         """Sets every site outside the support to zero."""
+        check_tensor("tensor", tensor, "[B, C, H, W]", "real", support.device)
         batch, _, height, width = tensor.shape
         if (batch, height, width) != support.shape:
             raise ValueError(f"a map of shape {tuple(tensor.shape)} does not fit {support}")

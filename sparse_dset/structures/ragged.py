@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparse_dset.checks import check_has_values, check_number, check_tensor
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -28,6 +30,13 @@ class Ragged:
         Args:
             batch: each row's image, int64 ``[N]``, in any order.
         """
+        check_tensor("batch", batch, "[N]", "integer")
+        check_has_values("batch", batch)
+        check_number("batch_size", batch_size, at_least=0, at_most=2**31 - 1, whole=True)
+        if batch.dtype != torch.int64 or bool(((batch < 0) | (batch >= batch_size)).any()):
+            raise ValueError(
+                f"batch must be int64 in 0..{batch_size - 1}, got {batch.dtype} {batch.tolist()}"
+            )
         counts = torch.bincount(batch, minlength=batch_size)
         length = max(int(counts.max()), 1) if batch_size else 1
         order = batch.argsort(stable=True)

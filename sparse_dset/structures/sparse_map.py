@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparse_dset.checks import check_tensor
 from sparse_dset.structures.grid import map_to_rows, rows_to_map
 from sparse_dset.structures.support import Support
 
@@ -24,7 +25,8 @@ class SparseMap:
     support: Support
 
     def __post_init__(self) -> None:
-        if self.features.dim() != 2 or self.features.shape[0] != self.support.num_sites:
+        check_tensor("features", self.features, "[N, C]", "real", self.support.device)
+        if self.features.shape[0] != self.support.num_sites:
             raise ValueError(
                 f"features must be [{self.support.num_sites}, C] for {self.support}, "
                 f"got {tuple(self.features.shape)}"
@@ -33,6 +35,7 @@ class SparseMap:
     @classmethod
     def from_dense(cls, tensor: Tensor, support: Support) -> SparseMap:
         """Gathers the kept sites of a dense map ``[B, C, H, W]``."""
+        check_tensor("tensor", tensor, "[B, C, H, W]", "real", support.device)
         batch, _, height, width = tensor.shape
         if (batch, height, width) != support.shape:
             raise ValueError(f"a map of shape {tuple(tensor.shape)} does not fit {support}")
@@ -54,6 +57,11 @@ class SparseMap:
 
     def __add__(self, other: SparseMap) -> SparseMap:
         self._check_same_support(other)
+        if self.features.shape != other.features.shape:
+            raise ValueError(
+                f"rows that are added must have the same channels, got "
+                f"{tuple(self.features.shape)} and {tuple(other.features.shape)}"
+            )
         return self.with_features(self.features + other.features)
 
     def cat(self, other: SparseMap) -> SparseMap:

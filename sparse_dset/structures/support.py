@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_dset import native
+from sparse_dset.checks import check_has_values, check_tensor
 from sparse_dset.structures.grid import enlarged
+
+_MOST_CELLS = 2**31 - 1  # rows are counted in 32 bits
 
 
 class Support:
@@ -27,6 +30,10 @@ class Support:
 
     def __init__(self, indices: Tensor, batch_size: int, height: int, width: int) -> None:
         """Takes sites that are known to be sorted; see ``from_mask`` and ``from_indices``."""
+        if indices.dim() != 2 or indices.shape[1] != 3 or indices.dtype != torch.int32:
+            raise ValueError(
+                f"indices must be int32 [N, 3], got {indices.dtype} {tuple(indices.shape)}"
+            )
         self.indices = indices
         self.batch_size = batch_size
         self.height = height
@@ -37,11 +44,8 @@ class Support:
     @classmethod
     def from_mask(cls, mask: Tensor) -> Support:
         """Builds the support of a bool mask ``[B, H, W]`` (True = kept)."""
-        if mask.dtype != torch.bool or mask.dim() != 3:
-            raise ValueError(
-                f"Support.from_mask needs a bool mask [B, H, W], got {mask.dtype} "
-                f"{tuple(mask.shape)}"
-            )
+        check_tensor("mask", mask, "[B, H, W]", "bool")
+        check_has_values("mask", mask)
         if not native.usable(mask.device):
             return cls(mask.nonzero().to(torch.int32).contiguous(), *mask.shape)
         indices, row_map = torch.ops.sparse_dset.sites_of_mask(mask)
@@ -62,10 +66,13 @@ class Support:
         Raises:
             ValueError: a site outside the grid or given twice; the message shows the row.
         """
-        if indices.dim() != 2 or indices.shape[1] != 3 or indices.is_floating_point():
+        check_tensor("indices", indices, "[N, 3]", "integer")
+        check_has_values("indices", indices)
+        if indices.shape[1] != 3:
             raise ValueError(
-                f"indices must be integers [N, 3], got {indices.dtype} {tuple(indices.shape)}"
+                f"indices must be [N, 3] of integers, got {indices.dtype} {tuple(indices.shape)}"
             )
+        _check_grid(batch_size, height, width)
         limits = torch.tensor([batch_size, height, width], device=indices.device)
         bad = ((indices < 0) | (indices >= limits)).any(dim=1).nonzero()
         if len(bad):
@@ -87,7 +94,9 @@ class Support:
     ) -> Support:
         """Returns the support that keeps every site, with its tables, made once and shared."""
         # A tracer's sizes are tensors, under which nothing is found again.
-        return _full(int(batch_size), int(height), int(width), torch.device(device))
+        shape = int(batch_size), int(height), int(width)
+        _check_grid(*shape)
+        return _full(*shape, torch.device(device))
 
     @property
     def num_sites(self) -> int:
@@ -192,23 +201,44 @@ class Support:
         return self.row_map() >= 0
 
     def _make_row_map(self) -> Tensor:
+        _check_grid(*self.shape)
         rows = torch.full(
             (self.batch_size * self.height * self.width,), -1, dtype=torch.int32, device=self.device
         )
-        rows[self.flat_index()] = torch.arange(
-            self.num_sites, dtype=torch.int32, device=self.device
+        numbers = torch.arange(self.num_sites, dtype=torch.int32, device=self.device)
+        return self._indexed(
+            lambda: rows.index_put_((self.flat_index(),), numbers).view(self.shape)
         )
-        return rows.view(self.shape)
+
+    def _indexed(self, make: Callable[[], Tensor]) -> Tensor:
+        # Looking at all sites first would hold up a GPU.
+        try:
+            return make()
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"indices of {self} lie outside its grid, see Support.from_indices: {error}"
+            ) from error
 
     def _make_flat_index(self) -> Tensor:
         batch, y, x = self.indices.long().unbind(1)
         return (batch * self.height + y) * self.width + x
 
     def _make_counts(self) -> Tensor:
-        return torch.bincount(self.indices[:, 0].long(), minlength=self.batch_size)
+        return self._indexed(
+            lambda: torch.bincount(self.indices[:, 0].long(), minlength=self.batch_size)
+        )
 
     def __repr__(self) -> str:
         return f"Support({self.num_sites} of {self.batch_size}x{self.height}x{self.width} sites)"
+
+
+def _check_grid(batch_size: int, height: int, width: int) -> None:
+    for value in (batch_size, height, width):
+        if value < 0 or batch_size * height * width > _MOST_CELLS:
+            raise ValueError(
+                f"a grid must have at least 0 and at most {_MOST_CELLS} cells, got batch_size, "
+                f"height, width = {batch_size}, {height}, {width}"
+            )
 
 
 @functools.lru_cache(maxsize=32)
@@ -258,8 +288,16 @@ def check_nested(masks: Sequence[Tensor]) -> None:
     Raises:
         ValueError: names the level and the first site without a kept parent.
     """
+    for level, mask in enumerate(masks):
+        check_tensor(f"masks[{level}]", mask, "[B, H, W]", "bool", masks[0].device)
+        check_has_values(f"masks[{level}]", mask)
     for level, (fine, coarse) in enumerate(itertools.pairwise(masks)):
         parents = enlarged(coarse)
+        if len(coarse) != len(fine) or any(a < b for a, b in zip(parents.shape, fine.shape)):
+            raise ValueError(
+                f"masks must halve from level to level, got {tuple(fine.shape)} and "
+                f"{tuple(coarse.shape)}"
+            )
         orphans = fine & ~parents[:, : fine.shape[1], : fine.shape[2]]
         if orphans.any():
             site = orphans.nonzero()[0].tolist()

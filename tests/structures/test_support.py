@@ -122,8 +122,8 @@ def test_indices_in_any_order_give_the_same_support() -> None:
         ([[0, -1, 1]], r"indices\[0\]"),
         ([[2, 0, 0]], r"indices\[0\].*order of the columns"),
         ([[0, 3, 1], [0, 3, 1]], "1 of 2 indices repeat"),
-        ([[3, 1]], r"integers \[N, 3\]"),
-        ([[0.0, 3.0, 1.0]], r"integers \[N, 3\]"),
+        ([[3, 1]], r"\[N, 3\] of integers"),
+        ([[0.0, 3.0, 1.0]], r"\[N, 3\] of integers"),
     ],
 )
 def test_wrong_indices_are_named(indices: list[list[float]], message: str) -> None:
@@ -133,7 +133,7 @@ def test_wrong_indices_are_named(indices: list[list[float]], message: str) -> No
 
 @pytest.mark.parametrize("mask", [torch.ones(2, 3, 4), torch.ones(3, 4, dtype=torch.bool)])
 def test_wrong_masks_are_named(mask: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"bool mask \[B, H, W\]"):
+    with pytest.raises(ValueError, match=r"\[B, H, W\] of bool"):
         Support.from_mask(mask)
 
 

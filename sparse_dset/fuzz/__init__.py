@@ -1,0 +1,1 @@
+"""Inputs that are wrong at random, and what the package makes of them; for developers."""
