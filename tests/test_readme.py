@@ -89,7 +89,8 @@ def _everywhere(find: Callable[[str], list[str]]) -> list[str]:
 
 
 COMMANDS, BLOCKS = _everywhere(commands), _everywhere(python_blocks)
-SCRIPTS = [c for c in COMMANDS if re.match(r"python scripts/\w+\.py\b", c)]
+WITH_SETTINGS = "|".join(path.stem for path in (ROOT / "conf").glob("*.yaml"))
+SCRIPTS = [c for c in COMMANDS if re.match(rf"python scripts/({WITH_SETTINGS})\.py\b", c)]
 
 
 # How commands are shortened
@@ -269,6 +270,11 @@ RULES = (
     Rule(r"python scripts/scale\.py ", _python, ("widths=[96,128]", "data.size=[64,96]", *BRIEF)),
     Rule(r"python scripts/calibrate\.py ", _python, (TINY,)),
     Rule(r"python scripts/report\.py ", _python),
+    Rule(
+        r"python scripts/check_backbones\.py",
+        _python,
+        ("--rows=rows.jsonl", "--page=page.md", "--only", "regnet"),
+    ),
     Rule(r"python scripts/ablate\.py ", _ablation, ("keep_ratios=[0.3]", "bootstrap=2")),
     Rule(
         r"python scripts/benchmark\.py target=(peers|training)",
