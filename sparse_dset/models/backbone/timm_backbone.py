@@ -83,10 +83,11 @@ class TimmBackbone(Backbone, Fusable):
     def fused(self) -> TimmBackbone:
         """Folds normalisations into the convolutions before them, see ``fold_norms``."""
         dtype = torch.promote_types(self.mean.dtype, torch.float32)
-        self.model.eval().to(dtype)
-        fold_norms(self.model, image_of(self._form.image_size).to(self.mean.device, dtype))
+        # On the CPU: a GPU may compute in TF32, which blurs the comparison of the outputs.
+        self.model.eval().to("cpu", dtype)
+        fold_norms(self.model, image_of(self._form.image_size).to(dtype))
         fuse_blocks(self.model)
-        self.model.to(self.mean.dtype)
+        self.model.to(self.mean.device, self.mean.dtype)
         return self
 
     def forward(
