@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -192,7 +193,8 @@ at::Tensor make_pairs(const at::Tensor& table) {
   }
   at::Tensor memory = at::empty({int64_t(2 + offsets.size() + 2 * in.size())}, table.options());
   int32_t* to = memory.data_ptr<int32_t>();
-  *to++ = in.empty() ? 0 : 1 + *std::max_element(in.begin(), in.end());
+  const int64_t last = in.empty() ? -1 : *std::max_element(in.begin(), in.end());
+  *to++ = int32_t(std::min<int64_t>(1 + last, std::numeric_limits<int32_t>::max()));
   *to++ = int32_t(blocks);
   to = std::copy(offsets.begin(), offsets.end(), to);
   to = std::copy(in.begin(), in.end(), to);
@@ -258,7 +260,7 @@ int64_t rows_named(const at::Tensor& rows) {
     *largest.data_ptr<int32_t>() = rows.numel() ? *std::max_element(first, first + rows.numel()) : -1;
     return largest;
   };
-  return 1 + *derive_from_table(rows, Derivation::last_row, make).const_data_ptr<int32_t>();
+  return 1 + int64_t(*derive_from_table(rows, Derivation::last_row, make).const_data_ptr<int32_t>());
 }
 
 TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {

@@ -443,3 +443,17 @@ def test_other_processors(capability):
     ]
     done = subprocess.run(tests, env=os.environ | chosen, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("row", [7, 2**31 - 2, 2**31 - 1])
+def test_rows_that_do_not_exist_are_refused(row: int) -> None:
+    features, grad = torch.rand(6, 8), torch.rand(6, 8)
+    table = torch.full((6, 9), -1, dtype=torch.int32)
+    table[3, 4] = row
+    operators = torch.ops.sparse_dset
+    with pytest.raises(RuntimeError, match="names row"):
+        operators.depthwise_conv2d_cpu(features, torch.rand(8, 1, 3, 3), None, table, "none")
+    with pytest.raises(RuntimeError, match="names row"):
+        operators.depthwise_conv2d_cpu_weight_gradient(features, grad, table)
+    with pytest.raises(RuntimeError, match="names row"):
+        operators.sparse_conv2d_cpu_weight_gradient(features, grad, table, None, "indirect")
