@@ -171,7 +171,7 @@ def _python(folder: Path, command: str, settings: tuple[str, ...]) -> None:
 def _trained(folder: Path, command: str, settings: tuple[str, ...]) -> None:
     """A step of training in a new folder: one that holds a run already is refused."""
     shutil.rmtree(folder / "runs" / "new", ignore_errors=True)
-    _in_process(folder, command, (*settings, *TRAINING, "train.output_dir=runs/new"))
+    _in_process(folder, command, (*TRAINING, *settings, "train.output_dir=runs/new"))
 
 
 def _prices(folder: Path, command: str, settings: tuple[str, ...]) -> None:
@@ -215,11 +215,14 @@ def _two_processes(folder: Path, command: str, settings: tuple[str, ...]) -> Non
 
 
 def _ablation(folder: Path, command: str, settings: tuple[str, ...]) -> None:
-    """The first arm of the command, trained for a step; all arms are composed before it starts."""
+    """The first arm of the command, trained for an epoch; all arms are composed before it starts."""
     choice = re.search(r"ablation=(\w+)", command)
     plain = compose_config("ablate", [f"ablation={choice[1] if choice else 'aerial'}"])
     base = [one for one in plain["base"] if not one.startswith("data.root")]
-    whole = ",".join(f'"{one}"' for one in [*base, "data.root=aerial", *TRAINING])
+    training = [
+        one for one in TRAINING if "max_steps" not in one
+    ]  # only what has ended is measured
+    whole = ",".join(f'"{one}"' for one in [*base, "data.root=aerial", *training])
     _in_process(folder, command, (f"base=[{whole}]", "only=[base]", *settings))
 
 
@@ -263,11 +266,13 @@ RULES = (
     Rule(r"python -m sparse_dset\.data\.synthetic", lambda *given: _drawn(*given)),
     Rule(r"torchrun ", _two_processes, (*PARALLEL, *TRAINING)),
     Rule(r"python scripts/train\.py -m ", _trained, ("model=nano",)),
+    # Hugging Face's network needs as many tokens as it has queries.
+    Rule(r"python scripts/train\.py .*peer=", _trained, ("data.size=[128,160]",)),
     Rule(r"python scripts/train\.py ", _trained),
     Rule(r"python scripts/evaluate\.py ", _python, ("data=synthetic", TINY)),
     Rule(r"python scripts/predict\.py ", _python),
     Rule(r"python scripts/audit\.py ", _python, (TINY, *BRIEF)),
-    Rule(r"python scripts/scale\.py ", _python, ("widths=[96,128]", "data.size=[64,96]", *BRIEF)),
+    Rule(r"python scripts/scale\.py ", _python, ("widths=[640,704]", *BRIEF)),
     Rule(r"python scripts/calibrate\.py ", _python, (TINY,)),
     Rule(r"python scripts/report\.py ", _python),
     Rule(
@@ -292,6 +297,7 @@ RULES = (
         ("model=nano,r18", "size=[64,64],[64,96]", *COUNTED[1:]),
     ),
     Rule(r"python scripts/sweep\.py ", _python, (*COUNTED, "execution=sparse", "evaluate=false")),
+    Rule(r"python scripts/fuzz\.py ", _python, ("count=20", "targets=[selection]")),
     Rule(r"make demo", _steps_of_make),
     Rule(r"make (test|sanitize)", _recipe),
     Rule(r"pip install ", _installation),
