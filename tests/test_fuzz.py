@@ -86,7 +86,7 @@ def test_wrong_inputs_give_a_result_or_an_error_of_ours(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_minute_of_wrong_inputs_gives_results_or_errors_of_ours() -> None:
-    # The targets that a hundred thousand inputs found no fault in; docs/fuzzing.md counts the others.
+    # Targets in which 100,000 inputs found no fault; docs/fuzzing.md counts the others.
     names = ["annotations", "images", "configs", "selection"]
     run = functools.partial(perform, seed=2, names=names)
     rows = list(run_inputs(range(100_000), run, LIMITS, seconds=60))

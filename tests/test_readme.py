@@ -215,7 +215,7 @@ def _two_processes(folder: Path, command: str, settings: tuple[str, ...]) -> Non
 
 
 def _ablation(folder: Path, command: str, settings: tuple[str, ...]) -> None:
-    """The first arm of the command, trained for an epoch; all arms are composed before it starts."""
+    """The first arm of the command, trained for an epoch; all arms are composed before."""
     choice = re.search(r"ablation=(\w+)", command)
     plain = compose_config("ablate", [f"ablation={choice[1] if choice else 'aerial'}"])
     base = [one for one in plain["base"] if not one.startswith("data.root")]
