@@ -44,7 +44,7 @@ def _is_ours(message: str, file: str, line: int) -> bool:
     # Checks of the C++ operators, and PyTorch's check of the types in an operator's schema.
     if message.startswith("sparse_dset: ") or "sparse_dset::" in message:
         return True
-    inside = Path(file).is_relative_to(PACKAGE) if file else False
+    inside = Path(file).resolve().is_relative_to(PACKAGE) if file else False  # links, too
     return bool(message.strip()) and inside and any(a <= line <= b for a, b in _raises(file))
 
 
