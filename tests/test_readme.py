@@ -168,6 +168,18 @@ def _python(folder: Path, command: str, settings: tuple[str, ...]) -> None:
     _in_process(folder, command, settings)
 
 
+def _alone(folder: Path, command: str, settings: tuple[str, ...]) -> None:
+    """joblib's workers end with the process that started them, if that is no worker itself."""
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:], *settings],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def _trained(folder: Path, command: str, settings: tuple[str, ...]) -> None:
     """A step of training in a new folder: one that holds a run already is refused."""
     shutil.rmtree(folder / "runs" / "new", ignore_errors=True)
@@ -290,6 +302,11 @@ RULES = (
     Rule(r"python scripts/benchmark\.py target=", _python, (TINY, "keep_ratios=[0.3]", *BRIEF)),
     Rule(r"python scripts/benchmark\.py ", _python, (*COUNTED, "keep_ratios=[0.3]")),
     Rule(r"python scripts/sweep\.py .*hydra/launcher=(slurm|ray_cluster)", _composed),
+    Rule(
+        r"python scripts/sweep\.py .*hydra/launcher=parallel",
+        _alone,
+        (*COUNTED, "execution=sparse", "evaluate=false"),
+    ),
     Rule(r"python scripts/sweep\.py .*=pareto", _python, (*COUNTED, "hydra.sweeper.n_trials=2")),
     Rule(
         r"python scripts/sweep\.py model=",
