@@ -29,9 +29,9 @@ def claimed(folder: str | Path) -> Iterator[None]:
     claim is a lock that ends with its process, however that ends, so that the next run takes over
     what a killed one has left: the claim and the temporary files of unfinished writes.
 
-    Scripts whose files tell of one run claim their folder (train, ablate, audit, scale, predict).
-    Those that append rows, and make tables anew from all rows, share it (benchmark, evaluate,
-    calibrate, sweep).
+    Scripts whose files tell of one run claim their folder (train, ablate, audit, predict). Those
+    that append rows, and make tables anew from all rows, share it (benchmark, evaluate, calibrate,
+    sweep, scale).
 
     Args:
         folder: it is made when it is absent.
