@@ -10,10 +10,11 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from sparse_dset.analysis.table import read_rows
 from sparse_dset.checks import check_list, check_number
 from sparse_dset.command_line import check_command_line, script
 from sparse_dset.config import check_config
-from sparse_dset.fuzz.run import Limits, count_table, done_before, faults, run_inputs
+from sparse_dset.fuzz.run import Limits, count_table, faults, run_inputs
 from sparse_dset.fuzz.targets import TARGETS, perform
 
 
@@ -37,7 +38,8 @@ def main(cfg: DictConfig) -> None:
     plain = check_config(cfg)
     file = Path(plain["output_dir"]) / "results.jsonl"
     numbers = range(plain["start"], plain["start"] + plain["count"])
-    rows = [row for row in done_before(file) if row["number"] in numbers]
+    before = read_rows(file) if file.exists() else []
+    rows = [row for row in before if row["number"] in numbers]
     done = {row["number"] for row in rows}
     names = plain["targets"] or list(TARGETS)
     run = functools.partial(perform, seed=plain["seed"], names=names)

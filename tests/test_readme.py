@@ -170,8 +170,12 @@ def _python(folder: Path, command: str, settings: tuple[str, ...]) -> None:
 
 def _alone(folder: Path, command: str, settings: tuple[str, ...]) -> None:
     """joblib's workers end with the process that started them, if that is no worker itself."""
+    _in_new_process(folder, [*shlex.split(command)[1:], *settings])
+
+
+def _in_new_process(folder: Path, arguments: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, *shlex.split(command)[1:], *settings],
+        [sys.executable, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -216,14 +220,7 @@ def _two_processes(folder: Path, command: str, settings: tuple[str, ...]) -> Non
     words = re.sub(r"--nproc_per_node=\d+", "--nproc_per_node=2", command).split()[1:]
     place = words.index("...")
     words[place : place + 1] = settings
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    _in_new_process(folder, ["-m", "torch.distributed.run", "--standalone", *words])
 
 
 def _ablation(folder: Path, command: str, settings: tuple[str, ...]) -> None:

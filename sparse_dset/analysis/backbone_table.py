@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import timm
 import torch
 
-from sparse_dset.analysis.table import Table
+from sparse_dset.analysis.table import Table, read_rows
 from sparse_dset.config import build_from_config, compose_config
+from sparse_dset.engine.loggers import append_row
 from sparse_dset.models.backbone import TimmBackbone
 from sparse_dset.models.geometry import pad_batch
 
@@ -54,15 +54,13 @@ def check_all(path: str | Path, only: Sequence[str] = ()) -> list[dict[str, Any]
         only: these families; none: all.
     """
     path, version = Path(path), timm.__version__
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = {row["family"]: row for row in map(json.loads, lines) if row["timm"] == version}
+    before = read_rows(path) if path.exists() else []
+    rows = {row["family"]: row for row in before if row["timm"] == version}
     chosen = {f: name for f, name in families().items() if not only or f in only}
     for family, name in chosen.items():
         if family not in rows:
             rows[family] = {"family": family, "timm": version, **check_backbone(name)}
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[family]) + "\n")
+            append_row(path, rows[family])
             gc.collect()
     return [rows[family] for family in chosen]
 

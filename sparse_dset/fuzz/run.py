@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -151,19 +150,6 @@ def run_inputs(
             yield row
     finally:
         worker.close()
-
-
-def done_before(path: Path) -> list[dict[str, Any]]:
-    """Reads the rows of a run that was interrupted; a last line that is cut short is no row."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
 
 
 def count_table(rows: Iterable[Mapping[str, Any]]) -> str:
