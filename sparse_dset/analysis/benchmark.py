@@ -517,9 +517,10 @@ def synchronizer(device: torch.device) -> Callable[[], None]:
 
 
 def _mean_gflops(counted: Sequence[Mapping[str, Any]], num_images: int) -> dict[str, float]:
-    parts = counted[0].keys() - {"uncounted"}
     return {
-        part: sum(one[part] for one in counted) / num_images for part in counted[0] if part in parts
+        part: sum(one[part] for one in counted) / num_images
+        for part in counted[0]
+        if part != "uncounted"
     }
 
 
