@@ -25,7 +25,7 @@ from sparse_dset.data.annotations import (
     read_stated_size,
 )
 from sparse_dset.data.images import ImageReader, ImageReadError, Notice, read_size
-from sparse_dset.data.locate import find_pictures
+from sparse_dset.data.locate import locate_pictures
 from sparse_dset.paths import expand_home
 
 
@@ -181,7 +181,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     def _read_records(self, content: Mapping[str, Any], skip: bool) -> list[ImageRecord]:
         entries = read_images(content, self.annotations)
         names = {image_id: str(entry["file_name"]) for image_id, entry in entries.items()}
-        paths, missing = find_pictures(self.root, names)
+        paths, missing = locate_pictures(self.root, names)
         if missing and not skip:
             self._refuse(missing, len(paths))
         if len(missing) == len(paths):

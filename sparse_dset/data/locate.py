@@ -48,7 +48,7 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def find_pictures(root: Path, names: Mapping[int, str]) -> tuple[dict[int, Path], dict[int, str]]:
+def locate_pictures(root: Path, names: Mapping[int, str]) -> tuple[dict[int, Path], dict[int, str]]:
     """Finds pictures by their file names, which may be written with backslashes.
 
     Args:
@@ -80,9 +80,6 @@ def _hint(root: Path, name: str, folders: Folders) -> str:
             f"; {last!r} is in {root} itself: leave the folder out of file_name" if direct else ""
         )
         return f": file_name is a path of another machine, not one from root={root}{where}"
-    similar = folders.similar(root, name.replace("\\", "/"))
-    if similar is not None:
-        return f", but {similar} is: the names differ in upper and lower case or Unicode form"
     similar = folders.similar(root, name.replace("\\", "/"))
     if similar is not None:
         return f", but {similar} is: the names differ in upper and lower case or Unicode form"

@@ -172,16 +172,11 @@ def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Raises:
         ValueError: the checkpoint is of another project: its entries are not ``model`` and
-            perhaps ``ema``, or they hold no tensors by name.
+            perhaps ``ema``.
     """
     source = checkpoint.get("ema") or checkpoint
     for name in ("model", "module"):
-        if name in source:
-            if not isinstance(source[name], Mapping):
-                raise ValueError(
-                    f"the checkpoint's {name!r} must hold tensors by name, got a "
-                    f"{type(source[name]).__name__}"
-                )
+        if source.get(name) is not None:
             return without_wrappers(source[name])
     raise ValueError(
         "the checkpoint has no 'model' entry (or its 'ema' entry has none), only "

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sparse_dset.data.locate import find_pictures
+from sparse_dset.data.locate import locate_pictures
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def root(tmp_path):
     ],
 )
 def test_names_are_paths_as_they_are_written(root, name, found):
-    paths, missing = find_pictures(root, {7: name})
+    paths, missing = locate_pictures(root, {7: name})
     assert (paths, missing) == ({7: root / found}, {})
 
 
@@ -58,12 +58,12 @@ def test_names_are_paths_as_they_are_written(root, name, found):
     ],
 )
 def test_what_is_not_there_is_told_with_the_mend(root, name, hint):
-    _, missing = find_pictures(root, {7: name})
+    _, missing = locate_pictures(root, {7: name})
     assert list(missing) == [7]
     assert re.search(hint, missing[7])
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path):
-    _, missing = find_pictures(tmp_path / "none", {1: "a.png", 2: "b.png"})
+    _, missing = locate_pictures(tmp_path / "none", {1: "a.png", 2: "b.png"})
     assert "there is no folder" in missing[1]
     assert len(missing) == 2

@@ -193,3 +193,9 @@ def test_a_checkpoint_from_before_views_says_which_is_assumed(
         loaded = load_detector(tmp_path / "x.pt")
     assert loaded.view == expected
     assert str(expected) in str(told[0].message)
+
+
+@pytest.mark.parametrize("content", [{"model": None}, {"ema": {"module": None}}, {"epoch": 3}])
+def test_a_checkpoint_without_weights_is_refused(content: dict) -> None:
+    with pytest.raises(ValueError, match="no 'model' entry"):
+        model_weights(content)
