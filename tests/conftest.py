@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+
+# Hydra shuts all log handlers down, and that of absl, which the runtimes of the peers bring along,
+# then closes its stream: that of pytest, which can report nothing any more. It leaves this one open.
+with contextlib.suppress(ImportError):
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
