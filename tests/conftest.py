@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 # Hydra shuts all log handlers down, and that of absl, which the runtimes of the peers bring along,
-# then closes its stream: that of pytest, which can report nothing any more. It leaves this one open.
+# then closes its stream: that of pytest, which can report nothing any more. This one stays open.
 with contextlib.suppress(ImportError):
     from absl import logging as absl_logging
 
