@@ -15,7 +15,7 @@ from sparse_dset.checks import check_list, check_number
 from sparse_dset.command_line import check_command_line, script
 from sparse_dset.config import check_config
 from sparse_dset.fuzz.run import Limits, count_table, faults, run_inputs
-from sparse_dset.fuzz.targets import TARGETS, perform
+from sparse_dset.fuzz.targets import TARGETS, numbered, perform
 
 
 def _check(plain: dict[str, Any]) -> None:
@@ -42,12 +42,13 @@ def main(cfg: DictConfig) -> None:
     rows = [row for row in before if row["number"] in numbers]
     done = {row["number"] for row in rows}
     names = plain["targets"] or list(TARGETS)
-    run = functools.partial(perform, seed=plain["seed"], names=names)
+    run = functools.partial(perform, seed=plain["seed"])
     limits = Limits(plain["input_seconds"], plain["input_megabytes"])
     left = [number for number in numbers if number not in done]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as out:
-        for row in run_inputs(tqdm(left, mininterval=5), run, limits, plain["seconds"]):
+        inputs = numbered(tqdm(left, mininterval=5), plain["seed"], names)
+        for row in run_inputs(inputs, run, limits, plain["seconds"]):
             out.write(f"{json.dumps(row)}\n")
             out.flush()
             rows.append(row)

@@ -171,10 +171,49 @@ def check_table(table: Tensor, features: Tensor, weight: Tensor) -> None:
 
 
 def check_has_values(name: str, tensor: Tensor) -> None:
-    """Checks that a tensor holds values, which those on the device "meta" do not.
+    """Checks that a tensor holds its values in dense memory.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: it is on the device "meta", where there are none, or stored sparsely.
     """
     if tensor.is_meta:
         raise ValueError(f"{name} must hold values, and a tensor on the device 'meta' holds none")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be in dense memory, got {tensor.layout}: give x.to_dense()")
+
+
+def check_inside(name: str, index: Tensor, count: int, size: int, device: torch.device) -> None:
+    """Checks an argument that names rows, without holding up a GPU.
+
+    Args:
+        name: of the argument.
+        index: what was given.
+        count: how many rows it must name.
+        size: of how many rows.
+        device: where it must be.
+
+    Raises:
+        ValueError: it is not int64 ``[count]``, or is elsewhere.
+        RuntimeError: on a CPU, it names a row that is not there.
+    """
+    check_tensor(name, index, f"[{count}]", "integer", device)
+    if index.dtype != torch.int64 or len(index) != count:
+        raise ValueError(f"{name} must be int64 [{count}], got {index.dtype} {tuple(index.shape)}")
+    if index.is_cpu and count:
+        # An assertion within the graph: compiled code keeps it.
+        inside = ((index >= 0) & (index < size)).all()
+        torch._assert_async(inside, f"sparse_dset: {name} must be in 0..{size - 1}, one is outside")
+
+
+def savable(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Returns tensors that a gradient will need.
+
+    Raises:
+        ValueError: one was made under ``torch.inference_mode``, which no gradient can use.
+    """
+    if any(tensor is not None and tensor.is_inference() for tensor in tensors):
+        raise ValueError(
+            "a tensor made under torch.inference_mode() has no part in gradients: make it outside "
+            "or give x.clone(), or do not ask for gradients"
+        )
+    return tensors

@@ -15,12 +15,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sparse_dset.checks import check_number
 from sparse_dset.composition import check_complete, check_flags, explain, explain_unknown, leaves
 from sparse_dset.instantiate import instantiate
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import check_keep_ratio
 from sparse_dset.overrides import as_written, escaped, is_path, parsed
 from sparse_dset.paths import expand_home
+
+LARGEST_NUMBER = 2**31 - 1
+"""Of a model's settings: what the kernels count, they count in 32 bits."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -184,11 +188,27 @@ def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Det
         cfg: a plain, resolved configuration with the key ``model``.
         pretrained: load the backbone's weights where the configuration names some; False when a
             checkpoint follows.
+
+    Raises:
+        ValueError: a setting that is out of its range.
     """
     model = dict(cfg["model"])
+    _check_magnitudes("model", model)
     if not pretrained and "weights" in model["backbone"]:
         model["backbone"] = {**model["backbone"], "weights": None}
     return instantiate(model)
+
+
+def _check_magnitudes(name: str, value: Any) -> None:
+    """Refuses numbers that no network has, before anything is made as large as that."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_magnitudes(f"{name}.{key}", entry)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_magnitudes(name, entry)
+    elif isinstance(value, int):
+        check_number(name, int(value), at_most=LARGEST_NUMBER)
 
 
 def build_detector(

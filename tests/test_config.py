@@ -119,3 +119,21 @@ def test_composed_configurations_are_plain():
 def test_a_missing_root_is_named():
     with pytest.raises(ValueError, match=r"data\.root"):
         compose_config("train", ["data=coco"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.encoder.num_layers=1000000000000", "model.encoder.num_layers must be"),
+        ("model.encoder.num_layers=1001", r"model.encoder.num_layers must be .* at most 1000"),
+        ("model.encoder.blocks=1000000", "model.encoder.blocks must be .* at most 1000"),
+        ("model.decoder.num_layers=1000000", "model.decoder.num_layers must be .* at most 1000"),
+        ("model.decoder.num_queries=4294967296", r"model\.decoder\.num_queries must be"),
+    ],
+)
+def test_a_network_too_large_for_any_memory_is_refused_before_it_is_made(
+    override: str, message: str
+) -> None:
+    config = compose_config("detector", ["model=nano", override])
+    with pytest.raises(ValueError, match=message):
+        build_from_config(config, pretrained=False)

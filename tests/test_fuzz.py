@@ -22,12 +22,12 @@ from sparse_dset.fuzz.outcome import (
     outcome_of,
 )
 from sparse_dset.fuzz.run import Limits, count_table, faults, run_inputs
-from sparse_dset.fuzz.targets import TARGETS, perform, target_of
+from sparse_dset.fuzz.targets import TARGETS, numbered, perform
 
 LIMITS = Limits(seconds=60)
 
 
-def _misbehave(number: int) -> tuple[str, Outcome]:
+def _misbehave(number: int, target: str) -> Outcome:
     held = []
     try:
         if number == 1:
@@ -47,26 +47,25 @@ def _misbehave(number: int) -> tuple[str, Outcome]:
         elif number == 7:
             torch.ops.sparse_dset.window_table(torch.zeros(1), torch.zeros(1), 3, 1)
     except Exception as error:
-        return "fake", outcome_of(error)
-    return "fake", Outcome(RESULT)
+        return outcome_of(error)
+    return Outcome(RESULT)
 
 
 def test_the_harness_tells_a_hang_a_crash_a_memory_hog_and_foreign_errors_and_goes_on() -> None:
-    rows = list(run_inputs(range(9), _misbehave, Limits(seconds=8, megabytes=400)))
+    inputs = [(number, f"target {number}") for number in range(9)]
+    rows = list(run_inputs(inputs, _misbehave, Limits(seconds=8, megabytes=400)))
     kinds = [RESULT, HANG, CRASH, MEMORY, FOREIGN, FOREIGN, OUR_ERROR, OUR_ERROR, RESULT]
     assert [row["outcome"] for row in rows] == kinds
+    assert [(row["number"], row["target"]) for row in rows] == inputs
     assert [row["number"] for row in faults(rows)] == [1, 2, 3, 4, 5]
     assert "| all | 9 | 2 | 2 | 2 | 1 | 1 | 1 |" in count_table(rows)
 
 
 def test_an_input_follows_from_its_number() -> None:
-    names = list(TARGETS)
-    assert [target_of(3, n, names) for n in range(50)] == [
-        target_of(3, n, names) for n in range(50)
-    ]
-    assert len({target_of(3, n, names) for n in range(50)}) > 3
-    first, second = (perform(11, 5, ["operators"]) for _ in range(2))
+    first, second = (list(numbered(range(50), 3, list(TARGETS))) for _ in range(2))
     assert first == second
+    assert len({target for _, target in first}) > 3
+    assert perform(11, "operators", seed=5) == perform(11, "operators", seed=5)
 
 
 def test_every_registered_operator_is_called_with_arguments() -> None:
@@ -78,17 +77,14 @@ def test_every_registered_operator_is_called_with_arguments() -> None:
 
 @pytest.mark.parametrize("name", ["operators", "structures", "selection", "targets", "checkpoints"])
 def test_wrong_inputs_give_a_result_or_an_error_of_ours(name: str) -> None:
-    run = functools.partial(perform, seed=1, names=[name])
-    rows = list(run_inputs(range(40 if name == "checkpoints" else 150), run, LIMITS))
-    assert {row["target"] for row in rows} == {name}
+    inputs = [(number, name) for number in range(40 if name == "checkpoints" else 150)]
+    rows = list(run_inputs(inputs, functools.partial(perform, seed=1), LIMITS))
     assert {row["outcome"] for row in rows} == {RESULT, OUR_ERROR}, faults(rows)
 
 
 @pytest.mark.slow
 def test_a_minute_of_wrong_inputs_gives_results_or_errors_of_ours() -> None:
-    # Targets in which 100,000 inputs found no fault; docs/fuzzing.md counts the others.
-    names = ["annotations", "images", "configs", "selection"]
-    run = functools.partial(perform, seed=2, names=names)
-    rows = list(run_inputs(range(100_000), run, LIMITS, seconds=60))
-    assert len(rows) > 100
+    inputs = numbered(range(1_000_000), 2, list(TARGETS))
+    rows = list(run_inputs(inputs, functools.partial(perform, seed=2), LIMITS, seconds=60))
+    assert len(rows) > 1000
     assert not faults(rows)

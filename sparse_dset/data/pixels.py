@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparse_dset.checks import check_has_values
+
 OVERSHOOT = 0.1
 """How far a resized picture may lie outside of [0, 1]: bicubic resizing overshoots at edges."""
 
@@ -29,6 +31,7 @@ def as_pixels(tensor: Tensor) -> Tensor:
         ValueError: another shape, another type, or values that cannot be pixels; the message says
             what was given and how to mend it.
     """
+    check_has_values("an image tensor", tensor)
     tensor = tensor.detach().as_subclass(Tensor)
     _check_shape(tensor)
     if tensor.dtype == torch.uint8:

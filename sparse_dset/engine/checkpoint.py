@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_dset.checks import check_has_values
 from sparse_dset.config import build_from_config, with_pruner
 from sparse_dset.data.view import View, recorded_view
 from sparse_dset.files import atomic_write
@@ -66,7 +67,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
     """
     content = _read(Path(expand_home(path)), trust)
     _check_entries(content, path)
-    if content.get("half") and "model" in content:
+    if content.get("half") and content.get("model") is not None:
         content["model"] = {name: _widen(value) for name, value in content["model"].items()}
     return content
 
@@ -78,6 +79,8 @@ def _check_entries(content: Mapping[str, Any], path: str | Path) -> None:
             raise ValueError(
                 f"{path}: the entry {name!r} must be a dict, got a {type(content[name]).__name__}"
             )
+    if not isinstance(content.get("half", False), bool):
+        raise ValueError(f"{path}: the entry 'half' must be true or false")
     states = {"model": content.get("model")}
     for name in ("model", "module"):
         states[f"ema.{name}"] = (content.get("ema") or {}).get(name)
@@ -90,6 +93,7 @@ def _check_entries(content: Mapping[str, Any], path: str | Path) -> None:
                     f"{path}: {where} must hold tensors by name, got a {type(value).__name__} "
                     f"under {name!r}"
                 )
+            check_has_values(f"{path}: {name!r} of {where}", value)
 
 
 def replace_config(source: str | Path, destination: str | Path, config: Mapping[str, Any]) -> None:

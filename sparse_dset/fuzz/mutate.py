@@ -84,6 +84,7 @@ def _values(rng: Random, x: Tensor) -> Tensor:
         return x
     if x.is_floating_point():
         value: float = rng.choice((math.nan, math.inf, -math.inf, 1e38, -1e30, 1e-40, -1.0, 300.0))
+        value = float(torch.tensor(value).to(x.dtype))  # too large for half types: infinite
     else:
         bounds = torch.iinfo(x.dtype)
         value = rng.choice((-1, -2, 1, 5, len(x) if x.dim() else 1, 10**4, bounds.min, bounds.max))
@@ -100,7 +101,9 @@ def _device(rng: Random, x: Tensor) -> Tensor:
 
 
 def _layout(rng: Random, x: Tensor) -> Tensor:
-    return x.to_sparse() if x.dim() and rng.random() < 0.3 else x
+    if x.is_meta or not x.dim() or rng.random() > 0.3:
+        return x
+    return x.to_sparse()
 
 
 def _inference(rng: Random, x: Tensor) -> Tensor:

@@ -37,34 +37,29 @@ class Limits:
 class Worker:
     """A process that runs one input after the other, and is replaced when one ends it."""
 
-    def __init__(self, perform: Callable[[int], tuple[str, Outcome]], limits: Limits) -> None:
+    def __init__(self, perform: Callable[[int, str], Outcome], limits: Limits) -> None:
         self._perform, self._limits = perform, limits
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
         self._base = 0.0
 
-    def run(self, number: int) -> tuple[str, Outcome]:
-        """Returns the target of an input, and what came of it."""
+    def run(self, number: int, target: str) -> Outcome:
+        """Returns what came of an input."""
         connection, process = self._start()
         start = time.monotonic()
-        connection.send(number)
-        target = ""
+        connection.send((number, target))
         while True:
             try:
                 if connection.poll(LOOK_EVERY):
-                    message = connection.recv()
-                    if isinstance(message, str):
-                        target = message
-                        continue
-                    return target, message
+                    return connection.recv()
             except (EOFError, ConnectionError):
                 process.join(10)
-                return target, self._end(Outcome(CRASH, f"the process ended: {process.exitcode}"))
+                return self._end(Outcome(CRASH, f"the process ended: {process.exitcode}"))
             grown = _megabytes(process.pid) - self._base
             if grown > self._limits.megabytes:
-                return target, self._end(Outcome(MEMORY, f"{grown:.0f} MB more than at the start"))
+                return self._end(Outcome(MEMORY, f"{grown:.0f} MB more than at the start"))
             if time.monotonic() - start > self._limits.seconds:
-                return target, self._end(Outcome(HANG, f"no answer in {self._limits.seconds:g} s"))
+                return self._end(Outcome(HANG, f"no answer in {self._limits.seconds:g} s"))
 
     def close(self) -> None:
         """Ends the process."""
@@ -95,8 +90,8 @@ class Worker:
         return self._connection, self._process
 
 
-def _serve(connection: Connection, perform: Callable[..., tuple[str, Outcome]]) -> None:
-    """Answers numbers with outcomes until the other end closes."""
+def _serve(connection: Connection, perform: Callable[[int, str], Outcome]) -> None:
+    """Answers inputs with outcomes until the other end closes."""
     import warnings
 
     import torch
@@ -107,12 +102,10 @@ def _serve(connection: Connection, perform: Callable[..., tuple[str, Outcome]]) 
     connection.send("ready")
     while True:
         try:
-            number = connection.recv()
+            number, target = connection.recv()
         except EOFError:
             return
-        target, outcome = perform(number)
-        connection.send(target)
-        connection.send(outcome)
+        connection.send(perform(number, target))
 
 
 def _megabytes(pid: int | None) -> float:
@@ -125,25 +118,25 @@ def _megabytes(pid: int | None) -> float:
 
 
 def run_inputs(
-    numbers: Iterable[int],
-    perform: Callable[[int], tuple[str, Outcome]],
+    inputs: Iterable[tuple[int, str]],
+    perform: Callable[[int, str], Outcome],
     limits: Limits,
     seconds: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Runs inputs and gives a row for each.
 
     Args:
-        numbers: of the inputs.
-        perform: makes and runs the input of a number; it must be picklable.
+        inputs: the number and the target of each.
+        perform: makes and runs an input; it must be picklable.
         limits: what an input may use.
         seconds: stop after so long; None: at the end.
     """
     worker, start = Worker(perform, limits), time.monotonic()
     try:
-        for number in numbers:
+        for number, target in inputs:
             if seconds is not None and time.monotonic() - start > seconds:
                 return
-            target, outcome = worker.run(number)
+            outcome = worker.run(number, target)
             row = {"number": number, "target": target, "outcome": outcome.kind}
             if outcome.message:
                 row |= {"message": outcome.message, "where": outcome.where}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -35,17 +35,17 @@ SHARES: Mapping[str, int] = {
 """Of a hundred inputs; where one takes a tenth of a second there are few."""
 
 
-def target_of(seed: int, number: int, names: Sequence[str]) -> str:
-    """Returns which target the input of a number is for."""
-    rng = Random(f"{seed} {number}")
-    return rng.choices(list(names), [SHARES.get(name, 1) for name in names])[0]
+def numbered(numbers: Iterable[int], seed: int, names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Gives each number with the target that its input is for, which follows from the seed."""
+    for number in numbers:
+        rng = Random(f"{seed} {number}")
+        yield number, rng.choices(list(names), [SHARES.get(name, 1) for name in names])[0]
 
 
-def perform(number: int, seed: int, names: Sequence[str]) -> tuple[str, Outcome]:
-    """Makes and runs one input, which follows from the seed, the number and the names alone."""
-    name = target_of(seed, number, names)
+def perform(number: int, name: str, seed: int) -> Outcome:
+    """Makes and runs the input of a number for a target, which follows from all three alone."""
     torch.manual_seed(number)
-    return name, run_target(TARGETS[name], Random(f"{seed} {number} {name}"))
+    return run_target(TARGETS[name], Random(f"{seed} {number} {name}"))
 
 
 def run_target(target: Target, rng: Random) -> Outcome:

@@ -26,6 +26,9 @@ from sparse_dset.ops.reference import window_rows
 from sparse_dset.ops.segment import take, widened
 from sparse_dset.structures import MaskedMap, SparseMap, Support, map_to_rows, rows_to_map
 
+MOST_LAYERS = 1000
+"""One after the other; a larger number is a mistake, and would be built until memory ends."""
+
 FeatureMap = Tensor | MaskedMap | SparseMap
 Place = FeatureMap | Support | None
 """Where a strided layer of a map with a support is evaluated: the sites of a coarser level, or a

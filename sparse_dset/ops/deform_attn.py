@@ -12,11 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_dset import native
 from sparse_dset.checks import check_tensor
 from sparse_dset.ops import cpu
 from sparse_dset.ops.inference import pointwise_conv
-from sparse_dset.ops.sparse_conv import resolve_backend
+from sparse_dset.ops.sparse_conv import check_bias, resolve_backend
 from sparse_dset.structures.support import Support
+
+ORDERS = ("project_first", "sample_first")
+"""Of a projection and of sampling; both orders give the same."""
 
 SAMPLING_COST = 4.0
 """What a multiply-add of sampling costs, in multiply-adds of a matrix product (measured)."""
@@ -115,17 +119,27 @@ def project_and_sample(
 
     Returns:
         ``[B, Q, heads * dim]``.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it.
     """
     batch, queries, heads, levels, _, _ = _check(locations, weights, extents)
     _check_value(rows, supports, background, batch, 1, levels)
+    _check_projection(weight, bias, rows, heads)
     if background is None:
         background = rows.new_zeros(levels, rows.shape[1])
     if order == "auto":
         order = cheaper_order(rows, weights.shape, weights.dtype)
+    elif order not in ORDERS:
+        raise ValueError(f"unknown order {order!r}: choose one of auto, {', '.join(ORDERS)}")
     if order == "project_first":
         value = pointwise_conv(rows, weight, bias)
-        empty = F.linear(background, weight, bias)
+        empty = F.linear(background.to(weight.dtype), weight, bias)
         return sparse_deform_attn(value, supports, locations, weights, extents, empty)
+    if not native.usable(rows.device):
+        raise ValueError(
+            f"order 'sample_first' needs the C++ kernels and a CPU, not {rows.device}: choose auto"
+        )
     sampled, coverage = cpu.deform_attn_cpu(
         rows, supports, locations, weights, extents, background, whole_rows=True
     )
@@ -167,7 +181,7 @@ def dense_deform_attn(
         ``[B, Q, heads * dim]`` of the dtype of the maps.
     """
     batch, queries, heads, levels, _, _ = _check(locations, weights, extents)
-    _check_maps(maps, batch, heads, levels)
+    _check_maps(maps, batch, heads, levels, weights.device)
     channels = maps[0].shape[1]
     dtype = _sum_dtype(maps[0], weights)
     if batch * queries == 0:
@@ -178,7 +192,7 @@ def dense_deform_attn(
         cells = locations[:, :, :, level] * extents[:, None, None, None, level].flip(-1)
         grid = 2 * cells / size - 1
         sampled = F.grid_sample(
-            level_map.to(dtype).reshape(batch * heads, -1, *level_map.shape[2:]),
+            level_map.to(dtype).reshape(batch * heads, channels // heads, *level_map.shape[2:]),
             grid.to(dtype).transpose(1, 2).flatten(0, 1),
             align_corners=False,
         )
@@ -289,13 +303,25 @@ def _check_value(
         )
 
 
-def _check_maps(maps: Sequence[Tensor], batch: int, heads: int, levels: int) -> None:
+def _check_projection(weight: Tensor, bias: Tensor, rows: Tensor, heads: int) -> None:
+    check_tensor("weight", weight, "[heads * dim, C]", "float", rows.device)
+    if weight.shape[1] != rows.shape[1] or len(weight) % heads:
+        raise ValueError(
+            f"weight must be [a multiple of {heads} heads, {rows.shape[1]}], got "
+            f"{tuple(weight.shape)}"
+        )
+    check_bias(bias, weight)
+
+
+def _check_maps(
+    maps: Sequence[Tensor], batch: int, heads: int, levels: int, device: torch.device
+) -> None:
     for level, level_map in enumerate(maps):
-        check_tensor(f"maps[{level}]", level_map, "[B, C, H, W]", "float", maps[0].device)
-    if not maps or 0 in maps[0].shape[1:]:
-        raise ValueError(f"maps must be {levels} maps with channels and cells, got {len(maps)}")
-    channels = maps[0].shape[1]
+        check_tensor(f"maps[{level}]", level_map, "[B, C, H, W]", "float", device)
     shapes = [tuple(level_map.shape) for level_map in maps]
+    if not maps or any(0 in shape[1:] for shape in shapes):
+        raise ValueError(f"maps must be {levels} maps with channels and cells, got {shapes}")
+    channels = maps[0].shape[1]
     if channels % heads or [shape[:2] for shape in shapes] != [(batch, channels)] * levels:
         raise ValueError(
             f"maps must be {levels} maps [{batch}, a multiple of {heads} heads, H, W], got {shapes}"

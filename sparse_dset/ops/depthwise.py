@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_dset.checks import check_table, check_tensor
+from sparse_dset.checks import check_table, check_tensor, savable
 from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.ops.segment import widened
 from sparse_dset.ops.sparse_conv import (
@@ -107,7 +107,7 @@ def _(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*savable(*inputs))
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from sparse_dset import native
-from sparse_dset.ops.activations import activate
-from sparse_dset.ops.sparse_conv import chosen, sparse_conv2d
+from sparse_dset.checks import check_inside, check_tensor, savable
+from sparse_dset.ops.activations import activate, check_activation
+from sparse_dset.ops.sparse_conv import check_bias, chosen, needs_gradient, sparse_conv2d, target_of
 from sparse_dset.structures.grid import map_to_rows, rows_to_map
 from sparse_dset.structures.support import Support, full_windows
+
+LARGEST_STRIDE = 64
 
 _OPS = torch.ops.sparse_dset
 
@@ -34,13 +37,19 @@ def dense_conv2d(
 
     Args:
         x: ``[B, C_in, H, W]``, best in channels-last memory.
-        weight: ``[C_out, C_in / groups, k, k]`` with odd k.
+        weight: ``[C_out, C_in / groups, k, k]`` with odd k, of the type of ``x``.
+        stride: 1 to 64; the output has ``ceil(H / stride)`` rows of cells.
         addend: of the output's shape.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it.
+        RuntimeError: the same, where a C++ kernel found it.
     """
     if has_torch_function_unary(x):
         return handle_torch_function(
             dense_conv2d, (x,), x, weight, bias, stride=stride, activation=activation, addend=addend
         )
+    _check_shapes(x, weight, stride, addend)
     size, groups = weight.shape[-1], x.shape[1] // weight.shape[1]
     if runs_kernels(x):
         if groups == 1 and size == 1 and stride == 1:
@@ -55,8 +64,9 @@ def dense_conv2d(
             table = full_windows(batch, height, width, size, stride, x.device)
             out = _OPS.depthwise_conv2d_cpu.default(map_to_rows(x), weight, bias, table, activation)
             return rows_to_map(out, batch, -(-height // stride), -(-width // stride))
+    _check_types("x", x, weight, bias)
     out = F.conv2d(x, weight, bias, stride, size // 2, groups=groups)
-    return activate(out if addend is None else out.add_(addend), activation, inplace=True)
+    return _finish(out, addend, activation)
 
 
 def rows_conv2d(
@@ -71,12 +81,13 @@ def rows_conv2d(
 ) -> Tensor:
     """Does what ``sparse_conv2d`` does, and adds other rows before the activation.
 
-    There are no checks where the C++ kernels run. They stream weights through the caches, so that
-    every line of Python between them is read from memory again.
+    Where the C++ kernels run, the checks are theirs. They stream weights through the caches, so
+    that every line of Python between them is read from memory again.
     """
+    target = target_of(support, stride, target)
     if not runs_kernels(rows):
         out = sparse_conv2d(rows, weight, bias, support, stride, target)
-        return activate(out if addend is None else out.add_(addend), activation, inplace=True)
+        return _finish(out, addend, activation)
     if stride == 1:
         table, row_map, algorithm = support.neighbors(), support.row_map(), chosen()[1]
     else:
@@ -98,16 +109,26 @@ def pointwise_conv(
 
     Args:
         rows: ``[N, C_in]``; they may be columns of wider rows.
-        weight: ``[C_out, C_in]``.
+        weight: ``[C_out, C_in]``, of the type of ``rows``.
         addend: ``[M, C_out]``, added before the activation.
         addend_rows: int64 ``[N]``, which row of ``addend`` each row gets; None: its own.
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it.
+        RuntimeError: the same, where a C++ kernel found it.
     """
     if runs_kernels(rows):
         return _OPS.pointwise_conv_cpu.default(rows, weight, bias, addend, addend_rows, activation)
-    out = F.linear(rows, weight, bias)
-    if addend is not None:
-        out += addend if addend_rows is None else addend.index_select(0, addend_rows)
-    return activate(out, activation, inplace=True)
+    check_tensor("rows", rows, "[N, C_in]")
+    check_tensor("weight", weight, "[C_out, C_in]", "float", rows.device)
+    if weight.shape[1] != rows.shape[1]:
+        raise ValueError(f"weight must be [C_out, {rows.shape[1]}], got {tuple(weight.shape)}")
+    _check_types("rows", rows, weight, bias)
+    if addend is not None and addend_rows is not None:
+        check_tensor("addend", addend, "[M, C_out]", "float", rows.device)
+        check_inside("addend_rows", addend_rows, len(rows), len(addend), rows.device)
+        addend = addend.index_select(0, addend_rows)
+    return _finish(F.linear(rows, weight, bias), addend, activation)
 
 
 def runs_kernels(x: Tensor) -> bool:
@@ -119,3 +140,53 @@ def runs_kernels(x: Tensor) -> bool:
         and x.is_cpu
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _check_shapes(x: Tensor, weight: Tensor, stride: int, addend: Tensor | None) -> None:
+    check_tensor("x", x, "[B, C_in, H, W]")
+    check_tensor("weight", weight, "[C_out, C_in / groups, k, k]", "float", x.device)
+    batch, channels, height, width = x.shape
+    out_channels, per_group, size = weight.shape[:3]
+    if height < 1 or width < 1 or not 1 <= stride <= LARGEST_STRIDE:
+        raise ValueError(
+            f"x must have cells and stride be in 1..{LARGEST_STRIDE}, got {tuple(x.shape)} and "
+            f"{stride}"
+        )
+    if per_group < 1 or channels < 1 or channels % per_group or size != weight.shape[3]:
+        raise ValueError(
+            f"weight must be [C_out, C_in / groups, k, k] for C_in = {channels}, got "
+            f"{tuple(weight.shape)}"
+        )
+    if size % 2 == 0 or out_channels % (channels // per_group):
+        raise ValueError(
+            f"weight must have an odd k and as many filters for each of its "
+            f"{channels // per_group} groups, got {tuple(weight.shape)}"
+        )
+    shape = (batch, out_channels, -(-height // stride), -(-width // stride))
+    if addend is not None and addend.shape != shape:
+        raise ValueError(f"addend must be {shape} like the output, got {tuple(addend.shape)}")
+
+
+def _check_types(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Checks what PyTorch's operators want of a convolution's arguments."""
+    check_bias(bias, weight)
+    if needs_gradient(x, weight, bias):
+        savable(x, weight)
+    types = {tensor.dtype for tensor in (x, weight, bias) if tensor is not None}
+    if len(types) > 1 and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            f"{name}, weight and bias must have one type, got {', '.join(map(str, types))}"
+        )
+
+
+def _finish(out: Tensor, addend: Tensor | None, activation: str) -> Tensor:
+    """Adds and activates in place."""
+    check_activation(activation)
+    if addend is not None:
+        if addend.shape != out.shape:
+            raise ValueError(
+                f"addend must be {tuple(out.shape)} like the output, got {tuple(addend.shape)}"
+            )
+        check_tensor("addend", addend, str(list(out.shape)), "float", out.device)
+        out = out.add_(addend)
+    return activate(out, activation, inplace=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_dset.checks import check_table
+from sparse_dset.checks import check_table, savable
 from sparse_dset.ops.segment import widened
 
 
@@ -44,7 +44,7 @@ def _(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*savable(*inputs))
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -59,7 +59,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     if ctx.needs_input_grad[1]:
         # The windows are gathered again: nine times the features would be a lot to keep.
         products = grad.t() @ _windows(features, table)
-        grad_weight = products.view(weight.shape[0], 3, 3, -1).permute(0, 3, 1, 2)
+        grad_weight = products.view(weight.shape[0], 3, 3, weight.shape[1]).permute(0, 3, 1, 2)
     return grad_features, grad_weight, None
 
 

@@ -11,6 +11,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from sparse_dset.checks import check_inside
+
 try:
     import torch_scatter
 except ImportError:  # optional: PyTorch's own reductions give the same result
@@ -50,7 +52,7 @@ def segment_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
 def segment_mean(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Averages the rows of each segment; see ``segment_sum``. Integers give float32."""
     _check(values, index, size)
-    counts = torch.bincount(index, minlength=size).clamp(min=1)
+    counts = _sum(torch.ones_like(index), index, size).clamp(min=1)
     means = _sum(widened(values), index, size) / counts.view(-1, *[1] * (values.dim() - 1))
     return means.to(values.dtype) if values.is_floating_point() else means
 
@@ -78,14 +80,5 @@ def _check(values: Tensor, index: Tensor, size: int) -> None:
         raise ValueError(
             f"values must be a dense real tensor [N, ...], got {values.dtype} {tuple(values.shape)}"
         )
-    if index.device != values.device or index.layout != torch.strided:
-        raise ValueError(f"index must be a dense tensor on {values.device}, got {index.device}")
-    if index.dtype != torch.int64 or index.shape != values.shape[:1]:
-        raise ValueError(
-            f"index must be int64 {tuple(values.shape[:1])}, one segment per row of values, "
-            f"got {index.dtype} {tuple(index.shape)}"
-        )
-    if index.is_cpu and index.numel():
-        # An assertion within the graph: compiled code keeps it. torch_scatter does not look.
-        inside = ((index >= 0) & (index < size)).all()
-        torch._assert_async(inside, f"sparse_dset: index must be in 0..{size - 1}, one is outside")
+    # torch_scatter does not look.
+    check_inside("index", index, len(values), size, values.device)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparse_dset.checks import savable
 from sparse_dset.structures.support import Support
 
 TESTED_VERSION = "2.3.6"
@@ -76,14 +77,14 @@ def _(features, weight, table, indices, out_indices, grid, stride):  # noqa: ANN
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, weight, _, indices, out_indices, ctx.grid, ctx.stride = inputs
-    ctx.save_for_backward(features, weight, indices, out_indices)
+    ctx.save_for_backward(*savable(features, weight, indices, out_indices))
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # spconv's own autograd cannot run inside an operator's forward, so the forward runs again here.
     features, weight, indices, out_indices = ctx.saved_tensors
     rest = (None,) * 5
-    if not len(indices) or not len(out_indices):
+    if 0 in (len(indices), len(out_indices), len(weight)):
         return torch.zeros_like(features), torch.zeros_like(weight), *rest
     with torch.enable_grad():
         features, weight = features.detach().requires_grad_(), weight.detach().requires_grad_()
@@ -103,7 +104,7 @@ def _convolve(
     grid: Sequence[int],
     stride: int,
 ) -> Tensor:
-    if not len(indices) or not len(out_indices):
+    if 0 in (len(indices), len(out_indices), len(weight)):
         return features.new_zeros(len(out_indices), weight.shape[0])
     dtype = features.dtype
     if not features.is_cuda or dtype == torch.bfloat16:

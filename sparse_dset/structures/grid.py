@@ -7,7 +7,7 @@ from torch import Tensor
 
 def map_to_rows(tensor: Tensor) -> Tensor:
     """Returns the cells of a map ``[B, C, H, W]`` as rows ``[B * H * W, C]``."""
-    return tensor.permute(0, 2, 3, 1).reshape(-1, tensor.shape[1])
+    return tensor.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def rows_to_map(rows: Tensor, batch: int, height: int, width: int) -> Tensor:

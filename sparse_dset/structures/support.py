@@ -15,6 +15,8 @@ from sparse_dset.checks import check_has_values, check_tensor
 from sparse_dset.structures.grid import enlarged
 
 _MOST_CELLS = 2**31 - 1  # rows are counted in 32 bits
+_MOST_SIDE = 2**20
+_LARGEST_WINDOW = 63
 
 
 class Support:
@@ -185,6 +187,7 @@ class Support:
         return self._tables[name]
 
     def _windows(self, source: Support, size: int, stride: int) -> Tensor:
+        _check_window(size)
         if native.usable(self.device):
             return torch.ops.sparse_dset.window_table(
                 source.row_map(), self.indices.contiguous(), size, stride
@@ -234,11 +237,17 @@ class Support:
 
 def _check_grid(batch_size: int, height: int, width: int) -> None:
     for value in (batch_size, height, width):
-        if value < 0 or batch_size * height * width > _MOST_CELLS:
+        # A grid without cells may still have many images, and each has a count.
+        if not 0 <= value <= _MOST_SIDE or batch_size * height * width > _MOST_CELLS:
             raise ValueError(
-                f"a grid must have at least 0 and at most {_MOST_CELLS} cells, got batch_size, "
-                f"height, width = {batch_size}, {height}, {width}"
+                f"a grid must have sides and images in 0..{_MOST_SIDE} and at most {_MOST_CELLS} "
+                f"cells, got batch_size, height, width = {batch_size}, {height}, {width}"
             )
+
+
+def _check_window(size: int) -> None:
+    if not 1 <= size <= _LARGEST_WINDOW or size % 2 == 0:
+        raise ValueError(f"a window's size must be odd and in 1..{_LARGEST_WINDOW}, got {size}")
 
 
 @functools.lru_cache(maxsize=32)
@@ -314,6 +323,7 @@ def _sites_of_mask_fake(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _window_table_fake(row_map: Tensor, indices: Tensor, size: int, stride: int) -> Tensor:
+    _check_window(size)
     return row_map.new_empty(len(indices), size * size)
 
 

@@ -30,6 +30,8 @@ STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         ((IMAGE * 100).to(torch.int8) - 100, r"got torch.int8: its values are in -100\.\.-"),
         (IMAGE > 0.5, "got torch.bool: a mask is no picture"),
         (IMAGE.cfloat(), "complex values are no pixels"),
+        (IMAGE.to("meta"), "on the device 'meta' holds none"),
+        (IMAGE.to_sparse(), r"got torch.sparse_coo: give x.to_dense\(\)"),
     ],
 )
 def test_what_cannot_be_pixels_is_refused_with_the_mend(image, message) -> None:

@@ -199,3 +199,18 @@ def test_a_checkpoint_from_before_views_says_which_is_assumed(
 def test_a_checkpoint_without_weights_is_refused(content: dict) -> None:
     with pytest.raises(ValueError, match="no 'model' entry"):
         model_weights(content)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.empty(3, device="meta"), "'weight' of model must hold values"),
+        (torch.eye(3).to_sparse(), "'weight' of model must be in dense memory"),
+    ],
+)
+def test_tensors_without_values_in_dense_memory_are_refused(
+    tmp_path: Path, value: torch.Tensor, message: str
+) -> None:
+    save_checkpoint(tmp_path / "x.pt", model_state={"weight": value}, config={})
+    with pytest.raises(ValueError, match=rf"x\.pt: {message}"):
+        load_checkpoint(tmp_path / "x.pt")

@@ -457,3 +457,54 @@ def test_rows_that_do_not_exist_are_refused(row: int) -> None:
         operators.depthwise_conv2d_cpu_weight_gradient(features, grad, table)
     with pytest.raises(RuntimeError, match="names row"):
         operators.sparse_conv2d_cpu_weight_gradient(features, grad, table, None, "indirect")
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def test_shapes_alone_give_shapes_and_wrong_ones_are_named() -> None:
+    operators = torch.ops.sparse_dset
+    table = _meta(6, 9, dtype=torch.int32)
+    given = _meta(6, 8), _meta(5, 8, 3, 3), None
+    end = None, "auto", "none"
+    assert operators.sparse_conv2d_cpu(*given, table, *end).shape == (6, 5)
+    no_more = None, None, None, "none"
+    assert operators.pointwise_conv_cpu(_meta(6, 8), _meta(5, 8), *no_more).shape == (6, 5)
+    assert operators.inverse_table(table, 4).shape == (4, 9)
+    with pytest.raises(ValueError, match=r"table must be \[N, taps\]"):
+        operators.sparse_conv2d_cpu(*given, _meta(6, dtype=torch.int32), *end)
+    with pytest.raises(ValueError, match=r"weight must be \[C_out, C_in, ...\]"):
+        operators.pointwise_conv_cpu(_meta(6, 8), _meta(8), *no_more)
+    with pytest.raises(ValueError, match="num_rows must be a whole number of at least 0"):
+        operators.inverse_table(table, -1)
+    with pytest.raises(ValueError, match="a window's size must be odd and in 1..63, got 4096"):
+        operators.window_table(
+            _meta(1, 2, 3, dtype=torch.int32), _meta(6, 3, dtype=torch.int32), 4096, 1
+        )
+
+
+def test_tensors_of_several_devices_are_refused() -> None:
+    operators = torch.ops.sparse_dset
+    with pytest.raises(ValueError, match="on one device, got cpu, meta"):
+        operators.pointwise_conv_cpu(
+            torch.rand(6, 8), torch.rand(5, 8), None, _meta(6, 5), None, "none"
+        )
+    with pytest.raises(ValueError, match="on one device, got cpu, meta"):
+        operators.dense_conv2d_cpu(torch.rand(1, 8, 3, 3), _meta(5, 8, 3, 3), None, "auto", "none")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_tensors_made_under_inference_mode_have_no_part_in_gradients(backend: str) -> None:
+    support = Support.full(1, 3, 3)
+    with torch.inference_mode():
+        features = torch.rand(9, 8)
+    weight = torch.rand(5, 8, 3, 3, requires_grad=True)
+    with pytest.raises(ValueError, match=r"inference_mode\(\) has no part in gradients"):
+        sparse_conv2d(features, weight, None, support, backend=backend)
+    with pytest.raises(ValueError, match=r"inference_mode\(\) has no part in gradients"):
+        depthwise_conv2d(
+            features, torch.rand(8, 1, 3, 3, requires_grad=True), None, support, backend=backend
+        )
+    with torch.no_grad():
+        assert sparse_conv2d(features, weight, None, support, backend=backend).shape == (9, 5)

@@ -93,10 +93,19 @@ def test_whole_numbers_stay_whole_numbers() -> None:
 
 
 def test_wrong_index_is_named() -> None:
-    with pytest.raises(ValueError, match=r"index must be int64 \(4,\)"):
+    with pytest.raises(ValueError, match=r"index must be int64 \[4\]"):
         segment_sum(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int32), 2)
-    with pytest.raises(ValueError, match=r"index must be int64 \(4,\)"):
+    with pytest.raises(ValueError, match=r"index must be int64 \[4\]"):
         segment_mean(torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64), 2)
+
+
+def test_shapes_alone_give_shapes() -> None:
+    values, index = (
+        torch.empty(4, 2, device="meta"),
+        torch.empty(4, dtype=torch.int64, device="meta"),
+    )
+    assert segment_sum(values, index, 3).shape == (3, 2)
+    assert segment_mean(values, index, 3).shape == (3, 2)
 
 
 def test_a_library_that_does_not_load_is_told_and_replaced(tmp_path: Path) -> None:

@@ -159,3 +159,19 @@ def test_shared_full_support_serves_inference_and_training():
         tables = [support.neighbors(), support.row_map(), support.flat_index(), support.mask()]
     assert support is Support.full(3, 7, 11)
     assert not any(table.is_inference() for table in tables)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2**31, 4, 0), (0, 2**31, 1), (1, 2**16, 2**16), (-1, 2, 2), (1, 2**40, 1)]
+)
+def test_grids_that_cannot_be_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="a grid must have"):
+        Support.full(*shape)
+    with pytest.raises(ValueError, match="a grid must have"):
+        Support(torch.zeros(0, 3, dtype=torch.int32), *shape).row_map()
+
+
+@pytest.mark.parametrize("size", [-1, 0, 2, 65, 2**31])
+def test_windows_that_cannot_be_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=r"a window's size must be odd and in 1\.\.63"):
+        Support.full(1, 3, 4).neighbors(size)

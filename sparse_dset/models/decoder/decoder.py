@@ -19,7 +19,14 @@ from sparse_dset.models.decoder.memory import Memory, read_maps
 from sparse_dset.models.decoder.outputs import DenoisingPredictions, Predictions
 from sparse_dset.models.decoder.queries import QuerySelection
 from sparse_dset.models.geometry import Geometry
-from sparse_dset.models.layers import MLP, ConvNormLayer, FeatureMap, Fusable, at_least_float32
+from sparse_dset.models.layers import (
+    MLP,
+    MOST_LAYERS,
+    ConvNormLayer,
+    FeatureMap,
+    Fusable,
+    at_least_float32,
+)
 from sparse_dset.models.moe import FeedForward, MoEConfig, RouterStats
 from sparse_dset.ops.segment import widened
 
@@ -138,6 +145,7 @@ class Decoder(QuerySelection, Fusable):
         }
         for name, (value, least) in numbers.items():
             check_number(f"model.decoder.{name}", value, at_least=least, whole=True)
+        check_number("model.decoder.num_layers", num_layers, at_most=MOST_LAYERS)
         check_number("model.decoder.label_noise_ratio", label_noise_ratio, at_least=0, at_most=1)
         check_number("model.decoder.box_noise_scale", box_noise_scale, at_least=0)
         if background not in ("zero", "learned"):

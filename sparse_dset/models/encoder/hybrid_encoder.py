@@ -9,7 +9,7 @@ from torch import nn
 from sparse_dset.checks import check_number
 from sparse_dset.models.encoder.aifi import Aifi
 from sparse_dset.models.geometry import Geometry
-from sparse_dset.models.layers import ConvNormLayer, FeatureMap
+from sparse_dset.models.layers import MOST_LAYERS, ConvNormLayer, FeatureMap
 from sparse_dset.models.moe import MoEConfig, RouterStats
 from sparse_dset.models.neck.fpn_pan import FpnPan
 
@@ -38,8 +38,10 @@ class HybridEncoder(FpnPan):
         moe: MoEConfig | None = None,
         position: str = "row_major",
     ) -> None:
-        check_number("model.encoder.num_layers", num_layers, at_least=0, whole=True)
-        check_number("model.encoder.blocks", blocks, at_least=0, whole=True)
+        check_number(
+            "model.encoder.num_layers", num_layers, at_least=0, at_most=MOST_LAYERS, whole=True
+        )
+        check_number("model.encoder.blocks", blocks, at_least=0, at_most=MOST_LAYERS, whole=True)
         check_number("model.encoder.expansion", expansion, above=0)
         super().__init__(width, len(in_channels), blocks, expansion)
         self.input_proj = nn.ModuleList(ConvNormLayer(c, width, 1) for c in in_channels)
