@@ -205,6 +205,21 @@ def check_inside(name: str, index: Tensor, count: int, size: int, device: torch.
         torch._assert_async(inside, f"sparse_dset: {name} must be in 0..{size - 1}, one is outside")
 
 
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Tells whether autograd will ask for the gradient of any of these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def check_gradient(*tensors: Tensor | None) -> None:
+    """Checks that tensors can be kept for a gradient, where one will be asked for.
+
+    Raises:
+        ValueError: see ``savable``.
+    """
+    if needs_gradient(*tensors):
+        savable(*tensors)
+
+
 def savable(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Returns tensors that a gradient will need.
 

@@ -196,7 +196,13 @@ def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Det
     _check_magnitudes("model", model)
     if not pretrained and "weights" in model["backbone"]:
         model["backbone"] = {**model["backbone"], "weights": None}
-    return instantiate(model)
+    detector = instantiate(model)
+    if not isinstance(detector, Detector):
+        raise ValueError(
+            f"model._target_ must name a detector, got {model.get('_target_')!r}, which makes a "
+            f"{type(detector).__name__}"
+        )
+    return detector
 
 
 def _check_magnitudes(name: str, value: Any) -> None:

@@ -137,3 +137,12 @@ def test_a_network_too_large_for_any_memory_is_refused_before_it_is_made(
     config = compose_config("detector", ["model=nano", override])
     with pytest.raises(ValueError, match=message):
         build_from_config(config, pretrained=False)
+
+
+@pytest.mark.parametrize("target", [None, "builtins.dict"])
+def test_a_model_that_is_none_is_refused(target: str | None) -> None:
+    model = {"backbone": {}, "width": 3}
+    if target is not None:
+        model["_target_"] = target
+    with pytest.raises(ValueError, match=r"model\._target_ must name a detector, got .* a dict"):
+        build_from_config({"model": model})

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_dset import native
-from sparse_dset.checks import check_tensor
+from sparse_dset.checks import check_gradient, check_tensor
 from sparse_dset.ops import cpu
 from sparse_dset.ops.inference import pointwise_conv
 from sparse_dset.ops.sparse_conv import check_bias, resolve_backend
@@ -59,6 +59,7 @@ def sparse_deform_attn(
     """
     batch, queries, heads, levels, points, _ = _check(locations, weights, extents)
     _check_value(value, supports, background, batch, heads, levels)
+    check_gradient(value, locations, weights, extents, background)
     dtype = _sum_dtype(value, weights)
     if resolve_backend(backend, value.device, torch.promote_types(dtype, locations.dtype)) == "cpu":
         if background is None:
@@ -182,6 +183,7 @@ def dense_deform_attn(
     """
     batch, queries, heads, levels, _, _ = _check(locations, weights, extents)
     _check_maps(maps, batch, heads, levels, weights.device)
+    check_gradient(*maps, locations, weights, extents)
     channels = maps[0].shape[1]
     dtype = _sum_dtype(maps[0], weights)
     if batch * queries == 0:

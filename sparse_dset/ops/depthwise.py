@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_dset.checks import check_table, check_tensor, savable
+from sparse_dset.checks import check_table, check_tensor, needs_gradient, savable
 from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.ops.segment import widened
 from sparse_dset.ops.sparse_conv import (
     check_bias,
     check_features,
-    needs_gradient,
     resolve_backend,
     target_of,
 )

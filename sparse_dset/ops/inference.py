@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from sparse_dset import native
-from sparse_dset.checks import check_inside, check_tensor, savable
+from sparse_dset.checks import check_gradient, check_inside, check_tensor
 from sparse_dset.ops.activations import activate, check_activation
-from sparse_dset.ops.sparse_conv import check_bias, chosen, needs_gradient, sparse_conv2d, target_of
+from sparse_dset.ops.sparse_conv import check_bias, chosen, sparse_conv2d, target_of
 from sparse_dset.structures.grid import map_to_rows, rows_to_map
 from sparse_dset.structures.support import Support, full_windows
 
@@ -170,8 +170,7 @@ def _check_shapes(x: Tensor, weight: Tensor, stride: int, addend: Tensor | None)
 def _check_types(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Checks what PyTorch's operators want of a convolution's arguments."""
     check_bias(bias, weight)
-    if needs_gradient(x, weight, bias):
-        savable(x, weight)
+    check_gradient(x, weight, bias)
     types = {tensor.dtype for tensor in (x, weight, bias) if tensor is not None}
     if len(types) > 1 and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(

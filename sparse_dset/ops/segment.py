@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from sparse_dset.checks import check_inside
+from sparse_dset.checks import check_gradient, check_inside
 
 try:
     import torch_scatter
@@ -80,5 +80,6 @@ def _check(values: Tensor, index: Tensor, size: int) -> None:
         raise ValueError(
             f"values must be a dense real tensor [N, ...], got {values.dtype} {tuple(values.shape)}"
         )
+    check_gradient(values, index)
     # torch_scatter does not look.
     check_inside("index", index, len(values), size, values.device)

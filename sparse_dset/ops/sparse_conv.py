@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_dset import native
-from sparse_dset.checks import check_tensor
+from sparse_dset.checks import check_tensor, needs_gradient
 from sparse_dset.ops import cpu, spconv_backend
 from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.ops.reference import sparse_conv2d_reference
@@ -157,11 +157,6 @@ def sparse_conv2d(
         table = support.neighbors() if stride == 1 else target.strided_neighbors(support)
         out = sparse_conv2d_reference(features, weight, table)
     return activate(out if bias is None else out + bias, activation)
-
-
-def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Tells whether autograd will ask for the gradient of any of these."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check_algorithm(algorithm: str, backend: str, stride: int) -> None:

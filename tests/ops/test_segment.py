@@ -99,6 +99,14 @@ def test_wrong_index_is_named() -> None:
         segment_mean(torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64), 2)
 
 
+def test_an_index_made_under_inference_mode_has_no_part_in_gradients() -> None:
+    with torch.inference_mode():
+        index = torch.tensor([0, 0, 1])
+    assert segment_sum(torch.ones(3), index, 2).tolist() == [2, 1]
+    with pytest.raises(ValueError, match=r"inference_mode\(\) has no part in gradients"):
+        segment_sum(torch.ones(3, requires_grad=True), index, 2)
+
+
 def test_shapes_alone_give_shapes() -> None:
     values, index = (
         torch.empty(4, 2, device="meta"),
