@@ -49,23 +49,27 @@ def dense_conv2d(
         return handle_torch_function(
             dense_conv2d, (x,), x, weight, bias, stride=stride, activation=activation, addend=addend
         )
-    _check_shapes(x, weight, stride, addend)
-    size, groups = weight.shape[-1], x.shape[1] // weight.shape[1]
-    if runs_kernels(x):
+    # The kernels check the rest themselves, see ``rows_conv2d``.
+    if runs_kernels(x) and x.dim() == weight.dim() == 4 and x.numel() and weight.numel():
+        batch, channels, height, width = x.shape
+        size, groups = weight.shape[-1], channels // weight.shape[1]
         if groups == 1 and size == 1 and stride == 1:
+            if addend is not None:
+                _check_addend(addend, (batch, weight.shape[0], height, width))
             more = None if addend is None else map_to_rows(addend)
             out = pointwise_conv(map_to_rows(x), weight.flatten(1), bias, activation, more)
-            return rows_to_map(out, x.shape[0], x.shape[2], x.shape[3])
+            return rows_to_map(out, batch, height, width)
         if groups == 1 and size == 3 and stride == 1 and min(weight.shape[:2]) >= SMALLEST_WINOGRAD:
             return _OPS.dense_conv2d_cpu.default(x, weight, bias, "auto", activation, addend)
-        depthwise = groups == x.shape[1] == weight.shape[0]
+        depthwise = groups == channels == weight.shape[0]
         if depthwise and size <= 7 and stride in (1, 2) and addend is None:
-            batch, _, height, width = x.shape
             table = full_windows(batch, height, width, size, stride, x.device)
             out = _OPS.depthwise_conv2d_cpu.default(map_to_rows(x), weight, bias, table, activation)
             return rows_to_map(out, batch, -(-height // stride), -(-width // stride))
+    _check_shapes(x, weight, stride)
     _check_types("x", x, weight, bias)
-    out = F.conv2d(x, weight, bias, stride, size // 2, groups=groups)
+    groups = x.shape[1] // weight.shape[1]
+    out = F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=groups)
     return _finish(out, addend, activation)
 
 
@@ -138,14 +142,15 @@ def runs_kernels(x: Tensor) -> bool:
         (backend == "cpu" or (backend == "auto" and not native.unavailable_reason()))
         and x.dtype == torch.float32
         and x.is_cpu
+        and x.layout == torch.strided
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def _check_shapes(x: Tensor, weight: Tensor, stride: int, addend: Tensor | None) -> None:
+def _check_shapes(x: Tensor, weight: Tensor, stride: int) -> None:
     check_tensor("x", x, "[B, C_in, H, W]")
     check_tensor("weight", weight, "[C_out, C_in / groups, k, k]", "float", x.device)
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     out_channels, per_group, size = weight.shape[:3]
     if height < 1 or width < 1 or not 1 <= stride <= LARGEST_STRIDE:
         raise ValueError(
@@ -162,9 +167,6 @@ def _check_shapes(x: Tensor, weight: Tensor, stride: int, addend: Tensor | None)
             f"weight must have an odd k and as many filters for each of its "
             f"{channels // per_group} groups, got {tuple(weight.shape)}"
         )
-    shape = (batch, out_channels, -(-height // stride), -(-width // stride))
-    if addend is not None and addend.shape != shape:
-        raise ValueError(f"addend must be {shape} like the output, got {tuple(addend.shape)}")
 
 
 def _check_types(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -182,10 +184,12 @@ def _finish(out: Tensor, addend: Tensor | None, activation: str) -> Tensor:
     """Adds and activates in place."""
     check_activation(activation)
     if addend is not None:
-        if addend.shape != out.shape:
-            raise ValueError(
-                f"addend must be {tuple(out.shape)} like the output, got {tuple(addend.shape)}"
-            )
+        _check_addend(addend, tuple(out.shape))
         check_tensor("addend", addend, str(list(out.shape)), "float", out.device)
         out = out.add_(addend)
     return activate(out, activation, inplace=True)
+
+
+def _check_addend(addend: Tensor, shape: tuple[int, ...]) -> None:
+    if addend.shape != shape:
+        raise ValueError(f"addend must be {shape} like the output, got {tuple(addend.shape)}")
