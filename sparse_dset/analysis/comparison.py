@@ -130,15 +130,20 @@ def comparison_notes(rows: Sequence[Mapping[str, Any]]) -> str:
             peer, ours = fastest["peer"], fastest["ours"]
             if _median(peer) < _median(ours):
                 notes.append(
-                    f"{case}: fastest: {peer['arm']}, {_median(peer):.3g} ms, "
+                    f"{case}: fastest: {peer['arm']}, {_digits(_median(peer))} ms, "
                     f"{_median(ours) / _median(peer):.2f}x faster than {ours['arm']} "
-                    f"({_median(ours):.3g} ms)"
+                    f"({_digits(_median(ours))} ms)"
                 )
     return "".join(f"{note}\n" for note in notes if note)
 
 
 def _median(row: Mapping[str, Any]) -> float:
     return row["latency_ms"]["median"]
+
+
+def _digits(value: float) -> str:
+    """Returns a number with three digits that count, and without an exponent where it is large."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def comparisons_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -152,7 +157,7 @@ def comparisons_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         cells = [
             row["case"],
             row["arm"],
-            f"{ms['median']:.3g} [{ms['p10']:.3g}-{ms['p90']:.3g}]",
+            f"{_digits(ms['median'])} [{_digits(ms['p10'])}-{_digits(ms['p90'])}]",
             f"{row['speedup']:.2f}x",
             *(
                 MISSING if row.get(key) is None else format(row[key], style)

@@ -10,6 +10,7 @@ from sparse_dset.analysis.comparison import (
     Comparison,
     compare,
     comparison_notes,
+    comparisons_table,
     format_comparisons,
 )
 
@@ -91,3 +92,12 @@ def test_roles_of_arms():
     rows = compare(comparison, warmup=1, repeats=1)
     assert [row["role"] for row in rows] == ["peer", "ours", "pruned"]
     assert rows[0]["environment"]["instruction_set"] == native.instruction_set()
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(0.50149, "0.501"), (28.44, "28.4"), (999.4, "999"), (999.7, "1000"), (4771.3, "4771")],
+)
+def test_times_are_written_without_an_exponent(milliseconds: float, text: str) -> None:
+    row = _row("plain", milliseconds, "ours") | {"speedup": 1.0}
+    assert comparisons_table([row]).lines[0][2] == f"{text} [{text}-{text}]"
