@@ -50,7 +50,8 @@ def dense_conv2d(
             dense_conv2d, (x,), x, weight, bias, stride=stride, activation=activation, addend=addend
         )
     # The kernels check the rest themselves, see ``rows_conv2d``.
-    if runs_kernels(x) and x.dim() == weight.dim() == 4 and x.numel() and weight.numel():
+    maps = x.dim() == weight.dim() == 4 and x.numel() and weight.numel()
+    if maps and runs_kernels(x) and weight.layout == torch.strided:
         batch, channels, height, width = x.shape
         size, groups = weight.shape[-1], channels // weight.shape[1]
         if groups == 1 and size == 1 and stride == 1:
@@ -191,5 +192,8 @@ def _finish(out: Tensor, addend: Tensor | None, activation: str) -> Tensor:
 
 
 def _check_addend(addend: Tensor, shape: tuple[int, ...]) -> None:
-    if addend.shape != shape:
-        raise ValueError(f"addend must be {shape} like the output, got {tuple(addend.shape)}")
+    if addend.shape != shape or addend.layout != torch.strided:
+        raise ValueError(
+            f"addend must be {shape} in dense memory like the output, got {tuple(addend.shape)} "
+            f"{addend.layout}"
+        )
