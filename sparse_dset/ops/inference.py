@@ -50,13 +50,15 @@ def dense_conv2d(
             dense_conv2d, (x,), x, weight, bias, stride=stride, activation=activation, addend=addend
         )
     # The kernels check the rest themselves, see ``rows_conv2d``.
-    maps = x.dim() == weight.dim() == 4 and x.numel() and weight.numel()
+    maps = x.dim() == weight.dim() == 4 and x.numel() and weight.numel() and stride > 0
     if maps and runs_kernels(x) and weight.layout == torch.strided:
         batch, channels, height, width = x.shape
         size, groups = weight.shape[-1], channels // weight.shape[1]
+        if addend is not None:
+            _check_addend(
+                addend, (batch, weight.shape[0], -(-height // stride), -(-width // stride))
+            )
         if groups == 1 and size == 1 and stride == 1:
-            if addend is not None:
-                _check_addend(addend, (batch, weight.shape[0], height, width))
             more = None if addend is None else map_to_rows(addend)
             out = pointwise_conv(map_to_rows(x), weight.flatten(1), bias, activation, more)
             return rows_to_map(out, batch, height, width)
