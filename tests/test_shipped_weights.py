@@ -12,8 +12,8 @@ from sparse_dset import load_detector
 from sparse_dset.config import package_file
 from sparse_dset.data.synthetic import CLASSES, Scene, render_scene
 from sparse_dset.data.view import View
-from sparse_dset.losses.boxes import pairwise_iou
 from sparse_dset.models.detector import Detector
+from sparse_dset.structures.boxes import pairwise_iou
 
 WEIGHTS = package_file("weights/nano_roads.pt")
 SEEDS = [100_003, 100_019, 100_043]

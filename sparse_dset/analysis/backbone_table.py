@@ -15,7 +15,7 @@ from sparse_dset.analysis.table import Table, read_rows
 from sparse_dset.config import build_from_config, compose_config
 from sparse_dset.engine.loggers import append_row
 from sparse_dset.models.backbone import TimmBackbone
-from sparse_dset.models.geometry import pad_batch
+from sparse_dset.structures.geometry import pad_batch
 
 _SMALL_NAMES = (
     *("test_", "atto", "femto", "pico", "nano", "xxtiny", "xtiny", "_xxs", "_050", "_035"),

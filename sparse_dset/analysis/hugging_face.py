@@ -21,7 +21,7 @@ from transformers import (
 
 from sparse_dset.losses.totals import StepTotals
 from sparse_dset.models.backbone.timm_backbone import packaged_weights
-from sparse_dset.models.geometry import STRIDES
+from sparse_dset.structures.geometry import STRIDES
 
 _RENAMES = [
     (r"^model\.backbone\.model\.embedder\.embedder\.(\d)\.", r"backbone.conv1.conv1_\1."),

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from sparse_dset.engine.loading import shown_batches
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.geometry import STRIDES
 from sparse_dset.models.modes import evaluation
 from sparse_dset.models.pruner import ByContent, TokenSelector, select
+from sparse_dset.structures.geometry import STRIDES
 
 STEPS = 100
 """Keep ratios for which a setting is found: 0, 1, ..., 100 %."""

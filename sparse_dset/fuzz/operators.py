@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sparse_dset import ops
 from sparse_dset.fuzz.mutate import changed_arguments
-from sparse_dset.losses.targets import pad_targets
 from sparse_dset.models.postprocess import select_detections
 from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested
 from sparse_dset.structures.ragged import Ragged
+from sparse_dset.structures.targets import pad_targets
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 

@@ -5,7 +5,7 @@ from sparse_dset.losses.cass import CassLoss, cass_targets
 from sparse_dset.losses.criterion import SetCriterion
 from sparse_dset.losses.dense import DenseSupervision, task_aligned_assign
 from sparse_dset.losses.matcher import HungarianMatcher, Matches
-from sparse_dset.losses.targets import PaddedTargets, pad_targets
+from sparse_dset.structures.targets import PaddedTargets, pad_targets
 
 __all__ = [
     "CassLoss",

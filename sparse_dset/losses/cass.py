@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.checks import check_number
-from sparse_dset.losses.targets import PaddedTargets
 from sparse_dset.losses.totals import StepTotals
 from sparse_dset.losses.varifocal import negative_weight
+from sparse_dset.structures.targets import PaddedTargets
 
 Shape = Literal["gaussian", "linear"]
 Kind = Literal["focal", "varifocal"]

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from sparse_dset.losses.boxes import box_giou, box_iou, box_l1
 from sparse_dset.losses.matcher import HungarianMatcher, Matches
-from sparse_dset.losses.targets import PaddedTargets
 from sparse_dset.losses.totals import StepTotals
 from sparse_dset.losses.varifocal import varifocal_loss
+from sparse_dset.structures.boxes import box_giou, box_iou, box_l1
+from sparse_dset.structures.targets import PaddedTargets
 
 if TYPE_CHECKING:
-    from sparse_dset.models.decoder.denoising import DenoisingQueries
-    from sparse_dset.models.decoder.outputs import DenoisingPredictions, Predictions
+    from sparse_dset.structures.outputs import DenoisingPredictions, DenoisingQueries, Predictions
 
 DEFAULT_WEIGHTS = {"vfl": 1.0, "bbox": 5.0, "giou": 2.0}
 

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sparse_dset.losses.boxes import box_giou, box_iou, box_l1
-from sparse_dset.losses.targets import PaddedTargets
 from sparse_dset.losses.totals import StepTotals
 from sparse_dset.losses.varifocal import varifocal_loss
+from sparse_dset.structures.boxes import box_giou, box_iou, box_l1
+from sparse_dset.structures.targets import PaddedTargets
 
 # Floors that keep every candidate's alignment above 0, so that an object whose candidates do not
 # overlap it yet is still learnt.

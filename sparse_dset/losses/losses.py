@@ -14,15 +14,13 @@ from sparse_dset.losses.cass import CassLoss
 from sparse_dset.losses.criterion import SetCriterion
 from sparse_dset.losses.dense import DenseSupervision
 from sparse_dset.losses.matcher import HungarianMatcher
-from sparse_dset.losses.targets import PaddedTargets
 from sparse_dset.losses.totals import StepTotals
-from sparse_dset.models.decoder.decoder import DecoderOutput
-from sparse_dset.models.decoder.memory import Memory
-from sparse_dset.models.decoder.queries import cell_boxes, take_rows
-from sparse_dset.models.geometry import Geometry
-from sparse_dset.models.layers import FeatureMap
-from sparse_dset.models.moe import RouterStats
 from sparse_dset.structures import MaskedMap, SparseMap, Support
+from sparse_dset.structures.geometry import Geometry, cell_boxes
+from sparse_dset.structures.maps import FeatureMap
+from sparse_dset.structures.outputs import DecoderOutput, RouterStats, TokenRows
+from sparse_dset.structures.ragged import take_rows
+from sparse_dset.structures.targets import PaddedTargets
 
 
 class Losses(nn.Module):
@@ -78,7 +76,7 @@ class Losses(nn.Module):
         output: DecoderOutput,
         encoder_stats: Sequence[RouterStats],
         token_scores: Sequence[Tensor],
-        memory: Memory,
+        memory: TokenRows,
         geometry: Geometry,
         targets: PaddedTargets,
         totals: StepTotals,
@@ -122,7 +120,7 @@ class Losses(nn.Module):
     @staticmethod
     def _dense(
         dense: DenseSupervision,
-        memory: Memory,
+        memory: TokenRows,
         geometry: Geometry,
         targets: PaddedTargets,
         totals: StepTotals,

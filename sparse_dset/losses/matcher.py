@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sparse_dset.losses.boxes import pairwise_giou, pairwise_l1
-from sparse_dset.losses.targets import PaddedTargets
+from sparse_dset.structures.boxes import pairwise_giou, pairwise_l1
+from sparse_dset.structures.targets import PaddedTargets
 
 if TYPE_CHECKING:
-    from sparse_dset.models.decoder.outputs import Predictions
+    from sparse_dset.structures.outputs import Predictions
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,12 @@ from sparse_dset.checks import check_number, check_size
 from sparse_dset.data.pixels import wrong_range
 from sparse_dset.data.view import View
 from sparse_dset.losses.losses import Losses
-from sparse_dset.losses.targets import pad_targets
 from sparse_dset.losses.totals import StepTotals
 from sparse_dset.models.backbone import Backbone
 from sparse_dset.models.decoder.decoder import Decoder
 from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
 from sparse_dset.models.fuse import fuse
-from sparse_dset.models.geometry import Geometry, pad_batch
-from sparse_dset.models.layers import FeatureMap
 from sparse_dset.models.modes import change_of_mode, switched_to_evaluation
-from sparse_dset.models.moe import RouterStats
 from sparse_dset.models.predict import Detections, Picture, predict
 from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
 from sparse_dset.models.pruner.scorer import LEVELS
@@ -32,6 +28,10 @@ from sparse_dset.models.rtdetr_names import place_rtdetr
 from sparse_dset.models.synced_norm import SingleValuesNormalised
 from sparse_dset.ops import resolve_backend, use_backend
 from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested, enlarged
+from sparse_dset.structures.geometry import Geometry, pad_batch
+from sparse_dset.structures.maps import FeatureMap
+from sparse_dset.structures.outputs import RouterStats
+from sparse_dset.structures.targets import pad_targets
 
 EXECUTIONS = ("dense", "dense_scatter", "sparse", "masked", "auto")
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from sparse_dset.checks import check_number, check_size
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.geometry import STRIDES
 from sparse_dset.models.moe import MoEFeedForward
+from sparse_dset.structures.geometry import STRIDES
 
 OPSET = 17
 """The first one with layer normalisation."""

@@ -25,11 +25,11 @@ from sparse_dset.ops.activations import activate, check_activation
 from sparse_dset.ops.reference import window_rows
 from sparse_dset.ops.segment import take, widened
 from sparse_dset.structures import MaskedMap, SparseMap, Support, map_to_rows, rows_to_map
+from sparse_dset.structures.maps import FeatureMap
 
 MOST_LAYERS = 1000
 """One after the other; a larger number is a mistake, and would be built until memory ends."""
 
-FeatureMap = Tensor | MaskedMap | SparseMap
 Place = FeatureMap | Support | None
 """Where a strided layer of a map with a support is evaluated: the sites of a coarser level, or a
 map that has them. Tensors do not need it."""

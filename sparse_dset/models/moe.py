@@ -16,19 +16,7 @@ from torch import Tensor, nn
 from sparse_dset.checks import check_number
 from sparse_dset.models.layers import within_half
 from sparse_dset.ops.segment import segment_mean, segment_sum, take
-
-
-@dataclass(frozen=True)
-class RouterStats:
-    """What a router decided, for the load-balance loss.
-
-    Attributes:
-        probs: ``[T, E]`` softmax over the experts.
-        experts: ``[T, k]`` int64, the chosen ones.
-    """
-
-    probs: Tensor
-    experts: Tensor
+from sparse_dset.structures.outputs import RouterStats
 
 
 class Experts(nn.Module):

@@ -59,3 +59,10 @@ class Ragged:
         """Returns which places hold a row: bool ``[B, T]``."""
         filled = torch.ones(len(self.slots), dtype=torch.bool, device=self.slots.device)
         return self.pad(filled, False)
+
+
+def take_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """Gathers rows; -1 gives any row (the caller masks it), also when there are no rows at all."""
+    if not len(rows):
+        rows = rows.sum(0, keepdim=True)  # one row of zeros, with the gradient of none
+    return rows[index.clamp(min=0)]

@@ -14,9 +14,9 @@ from sparse_dset.engine.calibrate import (
     mean_share,
     score_dataset,
 )
-from sparse_dset.models.geometry import pad_batch
 from sparse_dset.models.pruner import Mass, Threshold
 from sparse_dset.structures import enlarged
+from sparse_dset.structures.geometry import pad_batch
 
 
 def _scored(count=40):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparse_dset.losses.cass import CassLoss, Kind, Shape, cass_targets
-from sparse_dset.losses.targets import PaddedTargets, pad_targets
+from sparse_dset.structures.targets import PaddedTargets, pad_targets
 
 HEIGHT, WIDTH = 9, 12
 EXTENTS = torch.tensor([[9.0, 12.0], [6.5, 7.25], [9.0, 12.0]])

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_dset.losses.boxes import box_giou, box_iou
 from sparse_dset.losses.criterion import SetCriterion
 from sparse_dset.losses.matcher import HungarianMatcher
-from sparse_dset.losses.targets import PaddedTargets, pad_targets
 from sparse_dset.models.decoder.denoising import make_denoising_queries
-from sparse_dset.models.decoder.outputs import DenoisingPredictions, Predictions
+from sparse_dset.structures.boxes import box_giou, box_iou
+from sparse_dset.structures.outputs import DenoisingPredictions, Predictions
+from sparse_dset.structures.targets import PaddedTargets, pad_targets
 
 CLASSES = 3
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_dset.losses.boxes import box_giou, box_iou
 from sparse_dset.losses.dense import DenseSupervision, task_aligned_assign
-from sparse_dset.losses.targets import PaddedTargets, pad_targets
+from sparse_dset.structures.boxes import box_giou, box_iou
+from sparse_dset.structures.targets import PaddedTargets, pad_targets
 
 CLASSES = 3
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparse_dset.losses.boxes import box_giou
 from sparse_dset.losses.matcher import HungarianMatcher
-from sparse_dset.losses.targets import PaddedTargets, pad_targets
-from sparse_dset.models.decoder.outputs import Predictions
+from sparse_dset.structures.boxes import box_giou
+from sparse_dset.structures.outputs import Predictions
+from sparse_dset.structures.targets import PaddedTargets, pad_targets
 
 CLASSES = 3
 

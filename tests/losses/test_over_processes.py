@@ -7,7 +7,7 @@ import torch
 
 from sparse_dset.losses.cass import CassLoss
 from sparse_dset.losses.dense import DenseSupervision
-from sparse_dset.losses.targets import pad_targets
+from sparse_dset.structures.targets import pad_targets
 
 COUNTS = (12, 0)  # one image has all the objects
 

@@ -9,8 +9,8 @@ import torch
 
 from sparse_dset import build_detector
 from sparse_dset.models.decoder.decoder import NO_QUERY_LOGIT
-from sparse_dset.models.geometry import pad_batch
 from sparse_dset.structures import SparseMap, Support
+from sparse_dset.structures.geometry import pad_batch
 
 SIZE = (96, 160)  # 3 x 5 cells at stride 32
 MOE = "{_target_:sparse_dset.models.moe.MoEConfig,num_experts:4,top_k:2,patch_size:%d}"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_dset.structures.ragged import Ragged
+from sparse_dset.structures.ragged import Ragged, take_rows
 
 
 @pytest.mark.parametrize("counts", [[3, 1, 0, 2], [0, 0], [4], [0], [0, 5]])
@@ -30,3 +30,9 @@ def test_gradients():
     ragged = Ragged.from_batch_index(torch.tensor([1, 0, 1]), 2)
     rows = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: ragged.unpad(ragged.pad(x) ** 2), rows)
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(0, 3), torch.randn(4, 3)])
+def test_taking_rows_that_do_not_exist(rows):
+    taken = take_rows(rows, torch.tensor([[-1, -1]]))
+    assert taken.shape == (1, 2, 3)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset.models.backbone.padding import run_apart, run_masked, shows_padding
-from sparse_dset.models.geometry import Geometry
-from sparse_dset.models.layers import FeatureMap
 from sparse_dset.structures import Support
+from sparse_dset.structures.geometry import Geometry
+from sparse_dset.structures.maps import FeatureMap
 
 
 class Backbone(nn.Module):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from sparse_dset.models.geometry import STRIDES, Geometry, pad_batch
 from sparse_dset.models.layers import on_rows
 from sparse_dset.models.synced_norm import norm_rows
 from sparse_dset.ops.segment import widened
 from sparse_dset.structures import MaskedMap, Support
+from sparse_dset.structures.geometry import STRIDES, Geometry, pad_batch
 
 Run = Callable[[Tensor, range], list[Tensor]]
 """A backbone on tensors: see ``Backbone.forward``."""

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.models.backbone.base import Backbone, channels_last
-from sparse_dset.models.layers import ConvNormLayer, FeatureMap, Place, average_pool
+from sparse_dset.models.layers import ConvNormLayer, Place, average_pool
 from sparse_dset.structures import Support
+from sparse_dset.structures.maps import FeatureMap
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 

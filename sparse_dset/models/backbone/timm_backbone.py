@@ -14,8 +14,9 @@ from sparse_dset.models.backbone.base import Backbone, channels_last
 from sparse_dset.models.backbone.flow import Flow
 from sparse_dset.models.backbone.folding import fold_norms, fuse_blocks
 from sparse_dset.models.backbone.timm_models import explain, find_steps, image_of, make_stages
-from sparse_dset.models.layers import FeatureMap, Fusable
+from sparse_dset.models.layers import Fusable
 from sparse_dset.structures import Support
+from sparse_dset.structures.maps import FeatureMap
 
 
 class TimmBackbone(Backbone, Fusable):

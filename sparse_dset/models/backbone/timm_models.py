@@ -10,8 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sparse_dset.models.geometry import STRIDES
 from sparse_dset.models.modes import evaluation
+from sparse_dset.structures.geometry import STRIDES
 
 _STRIDES = (4, *STRIDES)
 _SMALL_SIZE = (64, 96)

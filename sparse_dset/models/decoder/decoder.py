@@ -4,54 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.checks import check_number
-from sparse_dset.losses.targets import PaddedTargets
 from sparse_dset.models.attention import SelfAttention
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
-from sparse_dset.models.decoder.denoising import DenoisingQueries, make_denoising_queries
+from sparse_dset.models.decoder.denoising import make_denoising_queries
 from sparse_dset.models.decoder.memory import Memory, read_maps
-from sparse_dset.models.decoder.outputs import DenoisingPredictions, Predictions
 from sparse_dset.models.decoder.queries import QuerySelection
-from sparse_dset.models.geometry import Geometry
-from sparse_dset.models.layers import (
-    MLP,
-    MOST_LAYERS,
-    ConvNormLayer,
-    FeatureMap,
-    Fusable,
-    at_least_float32,
-)
-from sparse_dset.models.moe import FeedForward, MoEConfig, RouterStats
+from sparse_dset.models.layers import MLP, MOST_LAYERS, ConvNormLayer, Fusable, at_least_float32
+from sparse_dset.models.moe import FeedForward, MoEConfig
 from sparse_dset.ops.segment import widened
+from sparse_dset.structures.geometry import Geometry
+from sparse_dset.structures.maps import FeatureMap
+from sparse_dset.structures.outputs import (
+    DecoderOutput,
+    DenoisingPredictions,
+    DenoisingQueries,
+    Predictions,
+    RouterStats,
+)
+from sparse_dset.structures.targets import PaddedTargets
 
 NO_QUERY_LOGIT = -100.0
 """The class logits of masked queries: their probability is 0 in float32."""
-
-
-@dataclass(frozen=True)
-class DecoderOutput:
-    """What the decoder predicts.
-
-    Attributes:
-        layers: predictions of the decoder layers, first to last; with lean heads, in evaluation,
-            the last one only.
-        encoder: the scores and boxes of the selected queries before the first layer.
-        query_mask: bool ``[B, Q]``, True = a real query.
-        denoising: predictions for the denoising queries, or None.
-        router_stats: one per layer with experts.
-    """
-
-    layers: tuple[Predictions, ...]
-    encoder: Predictions
-    query_mask: Tensor
-    denoising: DenoisingPredictions | None
-    router_stats: tuple[RouterStats, ...]
 
 
 class DecoderLayer(FeedForward):

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from sparse_dset.losses.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from sparse_dset.losses.targets import PaddedTargets
-
-
-@dataclass(frozen=True)
-class DenoisingQueries:
-    """D noised queries per image, in groups of P positives followed by P negatives.
-
-    Attributes:
-        labels: int64 ``[B, D]``, noised; num_classes (the embedding's padding index) where padded.
-        boxes_unact: float32 ``[B, D, 4]``, noised cxcywh before the sigmoid, finite.
-        attn_mask: bool ``[D + Q, D + Q]``, True = the row's query may not attend to the column's.
-        query_mask: bool ``[B, D]``, True = a real query.
-        positive: bool ``[B, D]``, True = is to be restored to its object.
-        target_index: int64 ``[B, D]``, the object in ``PaddedTargets`` that was noised.
-    """
-
-    labels: Tensor
-    boxes_unact: Tensor
-    attn_mask: Tensor
-    query_mask: Tensor
-    positive: Tensor
-    target_index: Tensor
+from sparse_dset.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from sparse_dset.structures.outputs import DenoisingQueries
+from sparse_dset.structures.targets import PaddedTargets
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparse_dset.models.layers import FeatureMap
 from sparse_dset.ops import (
     dense_deform_attn,
     project_and_sample,
@@ -16,24 +15,20 @@ from sparse_dset.ops import (
     sparse_deform_attn,
 )
 from sparse_dset.structures import MaskedMap, SparseMap, Support, rows_to_map
+from sparse_dset.structures.maps import FeatureMap
+from sparse_dset.structures.outputs import TokenRows
 from sparse_dset.structures.ragged import Ragged
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Rows of all levels and images, level by level.
+class Memory(TokenRows):
+    """The rows that the decoder samples.
 
     Attributes:
-        rows: ``[M, C]``.
-        sites: int64 ``[M, 4]``, columns (batch, level, y, x).
-        table: int64 ``[B, T]``, the rows that each image may choose queries from; -1 = none.
         supports: where the rows of each level lie.
         whole: nothing is pruned and nothing is padding: the rows of a level are a dense map.
     """
 
-    rows: Tensor
-    sites: Tensor
-    table: Tensor
     supports: tuple[Support, ...]
     whole: bool
 

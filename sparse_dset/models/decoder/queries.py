@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset.models.decoder.memory import Memory
-from sparse_dset.models.geometry import Geometry
 from sparse_dset.models.layers import MLP, at_least_float32, within_half
+from sparse_dset.structures.geometry import Geometry
+from sparse_dset.structures.ragged import take_rows
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,6 @@ def make_anchors(sites: Tensor, geometry: Geometry) -> Anchors:
     valid = ((boxes > 0.01) & (boxes < 0.99)).all(1, keepdim=True)
     unact = torch.log(boxes / (1.0 - boxes)).masked_fill(~valid, torch.inf)
     return Anchors(unact, valid)
-
-
-def cell_boxes(sites: Tensor, geometry: Geometry) -> Tensor:
-    """Returns each row's cell as a box ``[M, 4]``, cxcywh relative to its image."""
-    image, level, y, x = sites.unbind(1)
-    height, width = geometry.extents()[image, level].unbind(1)
-    return torch.stack([(x + 0.5) / width, (y + 0.5) / height, 1.0 / width, 1.0 / height], 1)
 
 
 @dataclass(frozen=True)
@@ -122,10 +116,3 @@ class QuerySelection(nn.Module):
             take_rows(logits, index),
             mask,
         )
-
-
-def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """Gathers rows; -1 gives any row (the caller masks it), also when there are no rows at all."""
-    if not len(rows):
-        rows = rows.sum(0, keepdim=True)  # one row of zeros, with the gradient of none
-    return rows[index.clamp(min=0)]

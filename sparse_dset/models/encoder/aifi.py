@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dset.models.attention import SelfAttention
-from sparse_dset.models.layers import FeatureMap
-from sparse_dset.models.moe import FeedForward, MoEConfig, RouterStats
+from sparse_dset.models.moe import FeedForward, MoEConfig
 from sparse_dset.structures import MaskedMap, SparseMap
+from sparse_dset.structures.maps import FeatureMap
+from sparse_dset.structures.outputs import RouterStats
 from sparse_dset.structures.ragged import Ragged
 
 

@@ -8,10 +8,12 @@ from torch import nn
 
 from sparse_dset.checks import check_number
 from sparse_dset.models.encoder.aifi import Aifi
-from sparse_dset.models.geometry import Geometry
-from sparse_dset.models.layers import MOST_LAYERS, ConvNormLayer, FeatureMap
-from sparse_dset.models.moe import MoEConfig, RouterStats
+from sparse_dset.models.layers import MOST_LAYERS, ConvNormLayer
+from sparse_dset.models.moe import MoEConfig
 from sparse_dset.models.neck.fpn_pan import FpnPan
+from sparse_dset.structures.geometry import Geometry
+from sparse_dset.structures.maps import FeatureMap
+from sparse_dset.structures.outputs import RouterStats
 
 
 class HybridEncoder(FpnPan):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sparse_dset.models.layers import (
     ConvNormLayer,
-    FeatureMap,
     Fusable,
     FusedConv,
     add,
@@ -26,6 +25,7 @@ from sparse_dset.models.layers import (
     upsample_onto,
 )
 from sparse_dset.ops import pointwise_conv
+from sparse_dset.structures.maps import FeatureMap
 
 
 class RepVggBlock(Fusable):

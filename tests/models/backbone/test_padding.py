@@ -11,7 +11,7 @@ from sparse_dset.config import build_from_config, compose_config
 from sparse_dset.models.backbone import ResNetVd, TimmBackbone
 from sparse_dset.models.backbone.base import Backbone
 from sparse_dset.models.backbone.padding import padding_stays_zero
-from sparse_dset.models.geometry import pad_batch
+from sparse_dset.structures.geometry import pad_batch
 
 
 def _network():

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from sparse_dset.models.backbone import TimmBackbone
-from sparse_dset.models.geometry import pad_batch
+from sparse_dset.structures.geometry import pad_batch
 
 FROZEN = ["conv_stem", "bn1", "blocks.0", "blocks.1"]
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_dset.losses.targets import pad_targets
 from sparse_dset.models.decoder.decoder import Decoder, _may_attend
-from sparse_dset.models.geometry import Geometry
+from sparse_dset.structures.geometry import Geometry
+from sparse_dset.structures.targets import pad_targets
 
 
 def _inputs(decoder, batch=2):

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_dset.losses.boxes import cxcywh_to_xyxy
-from sparse_dset.losses.targets import PaddedTargets, pad_targets
-from sparse_dset.models.decoder.denoising import DenoisingQueries, make_denoising_queries
+from sparse_dset.models.decoder.denoising import make_denoising_queries
+from sparse_dset.structures.boxes import cxcywh_to_xyxy
+from sparse_dset.structures.outputs import DenoisingQueries
+from sparse_dset.structures.targets import PaddedTargets, pad_targets
 
 CLASSES = 5
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.decoder.memory import read_maps
-from sparse_dset.models.geometry import Geometry
 from sparse_dset.structures import MaskedMap, SparseMap, Support
+from sparse_dset.structures.geometry import Geometry
 
 WIDTH, HEADS, POINTS = 8, 2, 4
 SIZE = (96, 160)

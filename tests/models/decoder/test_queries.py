@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sparse_dset.models.decoder.memory import read_maps
-from sparse_dset.models.decoder.queries import QuerySelection, cell_boxes, make_anchors, take_rows
-from sparse_dset.models.geometry import Geometry
+from sparse_dset.models.decoder.queries import QuerySelection, make_anchors
 from sparse_dset.structures import SparseMap, Support
+from sparse_dset.structures.geometry import Geometry, cell_boxes
 
 WIDTH = 8
 
@@ -91,9 +91,3 @@ def test_images_with_fewer_rows_get_masked_queries():
     assert queries.mask.sum(1).tolist() == [15, 1, 0]
     assert queries.boxes_unact.isfinite().all()
     assert not queries.content[~queries.mask].any()
-
-
-@pytest.mark.parametrize("rows", [torch.zeros(0, 3), torch.randn(4, 3)])
-def test_taking_rows_that_do_not_exist(rows):
-    taken = take_rows(rows, torch.tensor([[-1, -1]]))
-    assert taken.shape == (1, 2, 3)

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sparse_dset.models.geometry import STRIDES, Geometry
 from sparse_dset.models.pruner import Threshold, TopK, grown, inherit, make_pruner, select
 from sparse_dset.structures import check_nested
+from sparse_dset.structures.geometry import STRIDES, Geometry
 
 CHANNELS = (2, 4, 6, 8)
 

@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import box_iou as torchvision_iou
 from torchvision.ops import generalized_box_iou
 
-from sparse_dset.losses.boxes import (
+from sparse_dset.structures.boxes import (
     box_giou,
     box_iou,
     box_l1,

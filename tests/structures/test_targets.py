@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_dset.losses.targets import pad_targets
+from sparse_dset.structures.targets import pad_targets
 
 
 def make_target(

@@ -102,3 +102,10 @@ def pad_batch(images: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Geom
     if smaller:
         images = images.masked_fill(~geometry.pixel_mask().unsqueeze(1), 0.0)
     return images, geometry
+
+
+def cell_boxes(sites: Tensor, geometry: Geometry) -> Tensor:
+    """Returns each row's cell as a box ``[M, 4]``, cxcywh relative to its image."""
+    image, level, y, x = sites.unbind(1)
+    height, width = geometry.extents()[image, level].unbind(1)
+    return torch.stack([(x + 0.5) / width, (y + 0.5) / height, 1.0 / width, 1.0 / height], 1)

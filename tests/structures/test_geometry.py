@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_dset.models.geometry import Geometry, pad_batch
+from sparse_dset.structures.geometry import Geometry, pad_batch
 
 
 def test_a_batch_is_padded_to_the_stride():
