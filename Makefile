@@ -48,6 +48,7 @@ lint: setup-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy sparse_dset
+	$(VENV)/bin/lint-imports
 
 test: setup-test lint
 	$(RUN) -m sparse_dset.doctor

@@ -52,7 +52,7 @@ setup(
     packages=[*find_packages(include=["sparse_dset", "sparse_dset.*"]), *CONF],
     package_dir={name: name.removeprefix("sparse_dset.").replace(".", "/") for name in CONF},
     package_data={
-        "sparse_dset": ["weights/*.pt", "analysis/*.j2"],
+        "sparse_dset": ["weights/*.pt", "report/*.j2"],
         **{name: ["*.yaml"] for name in CONF},
     },
     **native(),

@@ -15,24 +15,18 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from sparse_dset.analysis.ablation import (
-    AblationArm,
-    CalibratedCheckpoint,
-    ablation_table,
-    read_arms,
-)
-from sparse_dset.analysis.table import read_rows
 from sparse_dset.checks import check_list, check_number
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import build_from_config, check_config, compose_config
 from sparse_dset.engine.checkpoint import weights_name
 from sparse_dset.engine.claim import claimed
-from sparse_dset.engine.loggers import append_row, environment, now, shown
+from sparse_dset.engine.loggers import append_row, environment, now, read_rows, shown
 from sparse_dset.engine.outputs import job_folder
 from sparse_dset.engine.plan import check_plan
 from sparse_dset.engine.resume import lasting_settings
 from sparse_dset.files import write_text
 from sparse_dset.overrides import text_override
+from sparse_dset.sweep.ablation import AblationArm, CalibratedCheckpoint, ablation_table, read_arms
 
 _TRAIN = Path(__file__).with_name("train.py")
 

@@ -13,16 +13,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sparse_dset.analysis.audit import (
-    audit,
-    audit_steps,
-    compare_with_claims,
-    is_claimed,
-)
-from sparse_dset.analysis.audit_images import enough_images
-from sparse_dset.analysis.audit_report import format_audit, plot_audit
-from sparse_dset.analysis.benchmark import Arm, BenchmarkConfig, plan_arms
-from sparse_dset.analysis.subject import Subject, open_subject
+from sparse_dset.audit.audit import audit, audit_steps, compare_with_claims, is_claimed
+from sparse_dset.audit.images import enough_images
+from sparse_dset.audit.summary import format_audit, plot_audit
+from sparse_dset.benchmark.arms import Arm, BenchmarkConfig, plan_arms
+from sparse_dset.benchmark.subject import Subject, open_subject
 from sparse_dset.checks import check_number
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config

@@ -13,22 +13,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from sparse_dset.analysis.benchmark import (
-    Arm,
-    BenchmarkConfig,
-    evaluate_arm,
-    measure,
-    plan_arms,
-)
-from sparse_dset.analysis.plot import plot_results
-from sparse_dset.analysis.report import read_all
-from sparse_dset.analysis.subject import (
+from sparse_dset.benchmark.arms import Arm, BenchmarkConfig, plan_arms
+from sparse_dset.benchmark.measure import measure
+from sparse_dset.benchmark.plot import plot_results
+from sparse_dset.benchmark.subject import (
     check_takes_keep_ratios,
     model_name,
     open_detector,
     open_subject,
 )
-from sparse_dset.analysis.table import format_table
+from sparse_dset.benchmark.table import format_table
+from sparse_dset.benchmark.validation import evaluate_arm
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config
 from sparse_dset.engine.distributed import process_group
@@ -37,6 +32,7 @@ from sparse_dset.engine.outputs import job_folder
 from sparse_dset.files import write_text
 from sparse_dset.models.detector import Detector
 from sparse_dset.ops.costs import set_threads
+from sparse_dset.report.page import read_all
 
 
 def _report(folder: Path, setup: dict[str, Any]) -> None:
@@ -57,8 +53,8 @@ def _report(folder: Path, setup: dict[str, Any]) -> None:
 
 def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name: str) -> None:
     """Compares parts of the network, or all of it, with their peers; prints rows as they come."""
-    from sparse_dset.analysis import kernel_cases
-    from sparse_dset.analysis.comparison import compare, comparison_notes, format_comparisons
+    from sparse_dset.benchmark import kernels as kernel_cases
+    from sparse_dset.benchmark.comparison import compare, comparison_notes, format_comparisons
 
     if config.size is not None:
         model.image_size = config.size

@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sparse_dset.analysis.benchmark import open_validation_set
-from sparse_dset.analysis.table import markdown_table
+from sparse_dset.benchmark.table import markdown_table
+from sparse_dset.benchmark.validation import open_validation_set
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config, with_pruner
 from sparse_dset.engine.calibrate import (

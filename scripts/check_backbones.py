@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sparse_dset.analysis.backbone_table import check_all, format_rows
+from sparse_dset.audit.backbones import check_all, format_rows
 
 _TOP = Path(__file__).resolve().parents[1]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sparse_dset.analysis.benchmark import check_run, open_validation_set
-from sparse_dset.analysis.table import markdown_table
+from sparse_dset.benchmark.arms import check_run
+from sparse_dset.benchmark.table import markdown_table
+from sparse_dset.benchmark.validation import open_validation_set
 from sparse_dset.checks import check_number
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config

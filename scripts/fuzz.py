@@ -10,10 +10,10 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from sparse_dset.analysis.table import read_rows
 from sparse_dset.checks import check_list, check_number
 from sparse_dset.command_line import check_command_line, script
 from sparse_dset.config import check_config
+from sparse_dset.engine.loggers import read_rows
 from sparse_dset.fuzz.run import Limits, count_table, faults, run_inputs
 from sparse_dset.fuzz.targets import TARGETS, numbered, perform
 

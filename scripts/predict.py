@@ -10,13 +10,13 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from sparse_dset import load_detector
-from sparse_dset.analysis.benchmark import check_run
-from sparse_dset.analysis.prediction_files import PredictionFolder, find_pictures
-from sparse_dset.analysis.visualize import draw_detections
+from sparse_dset.benchmark.arms import check_run
 from sparse_dset.checks import check_number
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.engine.claim import claimed
 from sparse_dset.engine.outputs import job_folder
+from sparse_dset.engine.prediction_files import PredictionFolder, find_pictures
+from sparse_dset.engine.visualize import draw_detections
 
 
 def _check(plain: dict[str, Any]) -> None:

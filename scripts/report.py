@@ -6,11 +6,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sparse_dset.analysis.report import make_report, read_all
 from sparse_dset.command_line import check_command_line, script
 from sparse_dset.config import check_config
 from sparse_dset.engine.outputs import job_folder
 from sparse_dset.files import write_text
+from sparse_dset.report.page import make_report, read_all
 
 
 def _paths(plain: dict[str, Any]) -> list[str]:

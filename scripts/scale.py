@@ -9,14 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sparse_dset.analysis.benchmark import check_run, open_validation_set
-from sparse_dset.analysis.scale import (
-    measure_scale,
-    measured_table,
-    plot_scale,
-    summary_table,
-)
-from sparse_dset.analysis.table import measured_with
+from sparse_dset.benchmark.arms import check_run
+from sparse_dset.benchmark.scale import measure_scale, measured_table, plot_scale, summary_table
+from sparse_dset.benchmark.table import measured_with
+from sparse_dset.benchmark.validation import open_validation_set
 from sparse_dset.checks import check_list, check_number
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config

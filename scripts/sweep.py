@@ -12,12 +12,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sparse_dset.analysis.plot import plot_results
-from sparse_dset.analysis.sweep import check_job, failed_jobs, finished_jobs, run_job
-from sparse_dset.analysis.table import format_table, read_rows
+from sparse_dset.benchmark.plot import plot_results
+from sparse_dset.benchmark.table import format_table
 from sparse_dset.command_line import check_command_line, script
+from sparse_dset.engine.loggers import read_rows
 from sparse_dset.files import write_text
 from sparse_dset.overrides import text_override
+from sparse_dset.sweep.jobs import check_job, failed_jobs, finished_jobs, run_job
 
 
 @script("sweep")

@@ -74,7 +74,7 @@ def _check_classes(plain: dict[str, Any], names: list[str]) -> None:
 def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
     if record["peer"] is None:
         return build_from_config(record, pretrained=pretrained)
-    from sparse_dset.analysis.hugging_face import PeerDetector
+    from sparse_dset.benchmark.hugging_face import PeerDetector
 
     model = record["model"]
     return PeerDetector(model["num_classes"], pretrained, model["backbone"].get("frozen", ()))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_dset.analysis.benchmark import open_validation_set
+from sparse_dset.benchmark.validation import open_validation_set
 from sparse_dset.command_line import check_command_line
 from sparse_dset.config import compose_config
 from sparse_dset.data.synthetic import write_dataset

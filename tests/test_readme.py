@@ -151,7 +151,7 @@ def _in_process(folder: Path, command: str, settings: tuple[str, ...] = ()) -> s
         What it printed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sparse_dset.engine.train", "sparse_dset.analysis.report"])
+    context.set_forkserver_preload(["sparse_dset.engine.train", "sparse_dset.report.page"])
     words = _shortened(command, settings)
     process = context.Process(target=_call, args=(folder, words))
     process.start()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_dset.data.coco import Target
+from sparse_dset.structures.geometry import pad_images
 
 
 @dataclass(frozen=True)
@@ -54,33 +54,6 @@ def collate(samples: Sequence[tuple[Tensor, Target]], size_divisor: int = 32) ->
         raise ValueError("a batch needs at least one sample")
     images, padding_mask = pad_images([image for image, _ in samples], size_divisor)
     return Batch(images, padding_mask, [target for _, target in samples])
-
-
-def pad_images(images: Sequence[Tensor], size_divisor: int = 32) -> tuple[Tensor, Tensor | None]:
-    """Joins images ``[3, h, w]`` of any sizes as ``collate`` does.
-
-    Returns:
-        ``[B, 3, H, W]`` and bool ``[B, H, W]``, True = padding; None where no image is padded.
-    """
-    sizes = torch.tensor([image.shape[-2:] for image in images])
-    height, width = _round_up(sizes.amax(dim=0), size_divisor)
-    padded = [
-        F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images
-    ]
-    return torch.stack(padded), _mask_of(sizes, height, width)
-
-
-def _round_up(size: Tensor, divisor: int) -> tuple[int, int]:
-    if divisor < 1:
-        raise ValueError(f"the divisor must be at least 1, got {divisor}")
-    height, width = ((size + divisor - 1) // divisor * divisor).tolist()
-    return height, width
-
-
-def _mask_of(sizes: Tensor, height: int, width: int) -> Tensor | None:
-    heights, widths = sizes[:, 0, None, None], sizes[:, 1, None, None]
-    mask = (torch.arange(height)[:, None] >= heights) | (torch.arange(width) >= widths)
-    return mask if mask.any() else None
 
 
 def _target_to(target: Target, device: torch.device | str) -> Target:

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import time
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -26,6 +27,17 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
         OSError: the disk is full or the like; the rows before are whole.
     """
     append_line(path, json.dumps(_finite(dict(row)), allow_nan=False))
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Reads a file of JSON lines; lines that a crash cut short are left out with a warning."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            warnings.warn(f"{path}: line {number} is cut short and left out", stacklevel=2)
+    return rows
 
 
 NOT_AVAILABLE = "n/a"

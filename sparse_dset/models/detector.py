@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset.checks import check_number, check_size
-from sparse_dset.data.pixels import wrong_range
 from sparse_dset.data.view import View
 from sparse_dset.losses.losses import Losses
 from sparse_dset.losses.totals import StepTotals
@@ -31,6 +30,7 @@ from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested, 
 from sparse_dset.structures.geometry import Geometry, pad_batch
 from sparse_dset.structures.maps import FeatureMap
 from sparse_dset.structures.outputs import RouterStats
+from sparse_dset.structures.pixels import wrong_range
 from sparse_dset.structures.targets import pad_targets
 
 EXECUTIONS = ("dense", "dense_scatter", "sparse", "masked", "auto")

@@ -13,11 +13,11 @@ from torchvision.transforms.v2 import functional as F
 from typing_extensions import NotRequired
 
 from sparse_dset.checks import check_number
-from sparse_dset.data.collate import pad_images
 from sparse_dset.data.images import ImageReader
-from sparse_dset.data.pixels import as_pixels
 from sparse_dset.models.modes import evaluation
 from sparse_dset.models.postprocess import SELECTED, select_detections
+from sparse_dset.structures.geometry import pad_images
+from sparse_dset.structures.pixels import as_pixels
 
 if TYPE_CHECKING:
     from sparse_dset.models.detector import Detector
@@ -69,7 +69,7 @@ def predict(
     Raises:
         ImageReadError: a file cannot be read; the message names it.
         ValueError: a setting is out of range, ``images`` is a single path, or a tensor is no
-            image (see ``data.pixels.as_pixels``).
+            image (see ``structures.pixels.as_pixels``).
         RuntimeError: a score or a box is not a number.
     """
     if isinstance(images, (str, Path, Image.Image, Tensor)):

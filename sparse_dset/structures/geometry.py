@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,37 @@ def _top_left(sizes: Tensor, height: int, width: int) -> Tensor:
     rows = torch.arange(height, device=sizes.device)
     columns = torch.arange(width, device=sizes.device)
     return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None, :]
+
+
+def pad_images(images: Sequence[Tensor], size_divisor: int = 32) -> tuple[Tensor, Tensor | None]:
+    """Joins images of different sizes; smaller ones are padded at the right and the bottom.
+
+    Args:
+        images: ``[3, h, w]``, at least one.
+        size_divisor: H and W of the batch are the smallest multiples of it that hold every image.
+
+    Returns:
+        ``[B, 3, H, W]`` and bool ``[B, H, W]``, True = padding; None where no image is padded.
+    """
+    sizes = torch.tensor([image.shape[-2:] for image in images])
+    height, width = _round_up(sizes.amax(dim=0), size_divisor)
+    padded = [
+        F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images
+    ]
+    return torch.stack(padded), _mask_of(sizes, height, width)
+
+
+def _round_up(size: Tensor, divisor: int) -> tuple[int, int]:
+    if divisor < 1:
+        raise ValueError(f"the divisor must be at least 1, got {divisor}")
+    height, width = ((size + divisor - 1) // divisor * divisor).tolist()
+    return height, width
+
+
+def _mask_of(sizes: Tensor, height: int, width: int) -> Tensor | None:
+    heights, widths = sizes[:, 0, None, None], sizes[:, 1, None, None]
+    mask = (torch.arange(height)[:, None] >= heights) | (torch.arange(width) >= widths)
+    return mask if mask.any() else None
 
 
 def pad_batch(images: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Geometry]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparse_dset.analysis.benchmark import find_validation_set, open_validation_set
+from sparse_dset.benchmark.validation import find_validation_set, open_validation_set
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.datasets import open_dataset
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse_dset import build_detector, load_detector
-from sparse_dset.analysis.peers import onnxruntime_network, openvino_network
+from sparse_dset.benchmark.peers import onnxruntime_network, openvino_network
 from sparse_dset.config import package_file
 from sparse_dset.data.images import ImageReader
 from sparse_dset.data.synthetic.scene import render_scene

@@ -8,7 +8,7 @@ from torch import nn
 
 from sparse_dset import build_detector
 
-hugging_face = pytest.importorskip("sparse_dset.analysis.hugging_face")
+hugging_face = pytest.importorskip("sparse_dset.benchmark.hugging_face")
 
 
 @pytest.mark.slow

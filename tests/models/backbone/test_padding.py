@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_dset.analysis.flops import count_flops
+from sparse_dset.benchmark.flops import count_flops
 from sparse_dset.config import build_from_config, compose_config
 from sparse_dset.models.backbone import ResNetVd, TimmBackbone
 from sparse_dset.models.backbone.base import Backbone

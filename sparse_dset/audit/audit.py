@@ -1,0 +1,426 @@
+"""Where the compute goes: each part computed, counted and measured, and what each step saves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_dset.audit.closed_form import closed_form_flops
+from sparse_dset.benchmark.arms import Arm
+from sparse_dset.benchmark.flops import count_flops, count_module_flops, part_modules
+from sparse_dset.benchmark.profile import (
+    Run,
+    called_modules,
+    count_parameters,
+    log_operators,
+    time_groups,
+)
+from sparse_dset.benchmark.table import LEVELS, by_part
+from sparse_dset.benchmark.timing import synchronizer
+from sparse_dset.config import build_from_config, compose_config
+from sparse_dset.engine.loggers import environment
+from sparse_dset.models.detector import Detector, DetectorOutput
+from sparse_dset.models.modes import switched_to_evaluation
+
+PARTS = ("backbone", "pruner", "encoder", "neck", "decoder")
+
+FORMS = ("published", "inference")
+"""The network as published, and what ``Detector.fuse`` makes of it by exact algebra."""
+
+_LATE = {
+    "stage": "s5",
+    "levels": ["s5"],
+    "local": 0,
+    "context": 1,
+    "finest": "s5",
+    "scatter_levels": ["s5"],
+}
+"""DSET's decision: after the backbone, by a scorer that sees stride 32 alone."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One arm in one form."""
+
+    form: str
+    arm: Arm
+    model: Detector
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the forward pass is told."""
+        ratio = None if self.arm.execution == "dense" else self.arm.keep_ratio
+        return {"execution": self.arm.execution, "keep_ratio": ratio}
+
+    @torch.inference_mode()
+    def run(self, images: Tensor) -> DetectorOutput:
+        return self.model(images, **self.options)
+
+
+def audit(
+    model: Detector,
+    config: Mapping[str, Any],
+    images: Tensor,
+    arms: Sequence[Arm],
+    *,
+    batch_size: int | None = None,
+    depth: int = 4,
+    warmup: int = 2,
+    repeats: int = 7,
+) -> list[dict[str, Any]]:
+    """Audits arms of a detector, each in both ``FORMS``.
+
+    Args:
+        model: left as it was.
+        config: what ``model`` was built from.
+        images: ``[N, 3, H, W]`` in [0, 1], on the model's device.
+        arms: executions and keep ratios.
+        batch_size: how many images run together; the rounds of timing take the batches in turns.
+            None: all.
+        depth: of the modules that are listed, how many parts their names have at most.
+        warmup, repeats: rounds of timing, in which all arms and forms take turns.
+
+    Returns:
+        A row per form and arm:
+
+        - ``parts``: of each of ``PARTS`` ``gflops`` (counted) and ``gflops_computed`` (by the
+          closed form; None for the inference form, and where the backbone has none), both per
+          image, ``ms`` per batch, ``parameters``, and ``mib_moved`` per image (inputs and outputs
+          of every operator);
+        - ``total``: the same of the whole forward pass, which is more than the parts only in its
+          ``ms`` (masks, tables of neighbours) and ``mib_moved``;
+        - ``sampling_gflops``, which no counter counts, see ``count_flops``;
+        - ``modules``: the same but ``gflops_computed`` by name, inner modules included;
+        - ``uncounted``: ``calls`` and ``bytes`` of the operators that no FLOP counter knows, and
+          ``without_formula``: the names of those that may multiply something all the same;
+        - ``kept``: the share of the tokens on each level, and how all was measured.
+    """
+    with switched_to_evaluation(model), torch.no_grad():
+        forms = dict(zip(FORMS, (model, copy.deepcopy(model).fuse()), strict=True))
+        subjects = [_Subject(form, arm, forms[form]) for form in forms for arm in arms]
+        batches = images.split(batch_size or len(images))
+        groups = [_groups(subject, batches[0], depth) for subject in subjects]
+        times, inner_times = (
+            _time_in_turns(subjects, own, batches, warmup, repeats)
+            for own in ([part_modules(subject.model) for subject in subjects], groups)
+        )
+        return [
+            {
+                **_row(subject, config, batches, own, part_ms, module_ms),
+                "warmup": warmup,
+                "repeats": repeats,
+                "environment": environment(images.device),
+            }
+            for subject, own, part_ms, module_ms in zip(
+                subjects, groups, times, inner_times, strict=True
+            )
+        ]
+
+
+def _time_in_turns(
+    subjects: Sequence[_Subject],
+    groups: Sequence[Mapping[str, Sequence[nn.Module]]],
+    batches: Sequence[Tensor],
+    warmup: int,
+    repeats: int,
+) -> list[dict[str, float]]:
+    """Times groups of modules of each subject; every round takes the next batch."""
+    turns = cycle(batches)
+    current = [batches[0]]
+
+    def take_next() -> None:
+        current[0] = next(turns)
+
+    def run_of(subject: _Subject) -> Callable[[], object]:
+        return lambda: subject.run(current[0])
+
+    return time_groups(
+        [Run(own, run_of(s)) for s, own in zip(subjects, groups, strict=True)],
+        warmup=warmup,
+        repeats=repeats,
+        synchronize=synchronizer(batches[0].device),
+        before_round=take_next,
+    )
+
+
+def _groups(subject: _Subject, images: Tensor, depth: int) -> dict[str, list[nn.Module]]:
+    found = called_modules(subject.model, depth, images, **subject.options)
+    return {name: [module] for name, module in found.items()}
+
+
+def _row(
+    subject: _Subject,
+    config: Mapping[str, Any],
+    batches: Sequence[Tensor],
+    groups: Mapping[str, list[nn.Module]],
+    part_ms: Mapping[str, float],
+    module_ms: Mapping[str, float],
+) -> dict[str, Any]:
+    model, num_images = subject.model, sum(map(len, batches))
+    outputs = [subject.run(images) for images in batches]
+    counts = [
+        _counts(subject, config, images, out, groups)
+        for images, out in zip(batches, outputs, strict=True)
+    ]
+    counted, computed, moved, flops = map(_summed, zip(*counts, strict=True))
+    _, log = log_operators(model, {}, batches[0], **subject.options)
+    parts = part_modules(model)
+    everything = [module for modules in parts.values() for module in modules]
+
+    def costs(name: str, gflops: float, ms: float, modules: Sequence[nn.Module]) -> dict[str, Any]:
+        return {
+            "gflops": gflops / num_images,
+            "ms": ms,
+            "parameters": count_parameters(modules),
+            "mib_moved": moved[name] / num_images / 2**20,
+        }
+
+    return {
+        "form": subject.form,
+        "execution": subject.arm.execution,
+        "keep_ratio": subject.arm.keep_ratio,
+        "kept": dict(zip(LEVELS, _shares(outputs), strict=True)),
+        "image_size": list(batches[0].shape[-2:]),
+        "batch_size": len(batches[0]),
+        "num_images": num_images,
+        "parts": {
+            part: {
+                **costs(f"part {part}", counted[part], part_ms[part], parts[part]),
+                "gflops_computed": computed[part] / num_images if computed else None,
+            }
+            for part in PARTS
+        },
+        "total": {
+            # Not the whole model: some heads are for training alone.
+            **costs("everything", counted["total"], part_ms["total"], everything),
+            "gflops_computed": computed["total"] / num_images if computed else None,
+        },
+        "sampling_gflops": counted["sampling"] / num_images,
+        "modules": {
+            name: costs(name, flops[name], module_ms[name], modules)
+            for name, modules in groups.items()
+        },
+        "uncounted": log.uncounted(),
+        "without_formula": log.without_formula(),
+        "backend": outputs[0].backend,
+    }
+
+
+def _counts(
+    subject: _Subject,
+    config: Mapping[str, Any],
+    images: Tensor,
+    out: DetectorOutput,
+    groups: Mapping[str, list[nn.Module]],
+) -> tuple[Mapping[str, float], ...]:
+    """Returns GFLOPs by part, counted and computed, bytes by part and module, GFLOPs by module."""
+    model, options = subject.model, subject.options
+    counted = by_part(count_flops(model, images, **options))
+    counted.pop("uncounted", None)
+    watched = {f"part {name}": modules for name, modules in part_modules(model).items()}
+    moved, log = log_operators(model, {**groups, **watched}, images, **options)
+    modules = {name: module for name, (module,) in groups.items()}
+    flops = count_module_flops(model, modules, images, **options)
+    return (
+        counted,
+        _computed(subject, config, out) or {},
+        {**moved, "everything": log.bytes.total()},
+        {name: sum(operators.values()) for name, operators in flops.items()},
+    )
+
+
+def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in counts) for name in counts[0]}
+
+
+def _computed(
+    subject: _Subject, config: Mapping[str, Any], out: DetectorOutput
+) -> dict[str, float] | None:
+    if subject.form == "inference":
+        return None
+    try:
+        return by_part(closed_form_flops(config, out.kept, out.execution))
+    except ValueError:  # a backbone whose arithmetic is not written down
+        return None
+
+
+def _shares(outputs: Sequence[DetectorOutput]) -> list[float]:
+    kept, tokens = (
+        sum(getattr(out, name).sum(0) for out in outputs) for name in ("num_kept", "num_tokens")
+    )
+    return (kept / tokens).tolist()
+
+
+@torch.no_grad()
+def audit_steps(
+    model: Detector,
+    config: Mapping[str, Any],
+    images: Tensor,
+    keep_ratio: float,
+    batch_size: int | None = None,
+) -> list[dict[str, Any]]:
+    """Counts what is left after each step from zero-filled pruning to an early decision.
+
+    All steps keep the tokens that ``model`` keeps; the scorer of each is counted too.
+
+    Args:
+        model, config, images, batch_size: see `audit`.
+        keep_ratio: in (0, 1].
+
+    Returns:
+        A row per step: ``step``, ``keep_ratio``, ``kept``, ``gflops`` per image, by part, with
+        their ``total``, and ``gflops_saved``, the share of the dense total. Rows whose step starts
+        with "floor" keep a single cell of stride 32: what no pruning removes. The sparse neck alone
+        is no execution of its own: its parts are those of two. There are no rows of an early
+        decision where the backbone cannot be run in two parts.
+    """
+    batches = images.split(batch_size or len(images))
+    with switched_to_evaluation(model):
+        kept = [model(x, execution="sparse", keep_ratio=keep_ratio).kept for x in batches]
+    one = [_one_cell(masks) for masks in kept]
+    late = _Counter(config, {**config["model"]["pruner"], **_LATE}, batches)
+    fused = late.fused()
+    dense, sparse = late.count("dense", kept), late.count("sparse", kept)
+    steps = {
+        "dense": dense,
+        "stride 32 pruned, zero-filled": late.count("dense_scatter", kept),
+        "sparse neck": {**sparse, "decoder": dense["decoder"]},
+        "sparse decoder": sparse,
+        "exact algebra": fused.count("sparse", kept),
+    }
+    floors = {"floor, late decision": fused.count("sparse", one)}
+    try:
+        early = _Counter(config, _early_pruner(model, config), batches).fused()
+        steps["early decision"] = early.count("sparse", kept)
+        floors["floor, early decision"] = early.count("sparse", one)
+    except ValueError:
+        pass
+    whole = [[torch.ones_like(mask) for mask in masks] for masks in kept]
+    masks = dict.fromkeys(steps, kept) | dict.fromkeys(floors, one) | {"dense": whole}
+    return [
+        {
+            "step": name,
+            "keep_ratio": keep_ratio,
+            "kept": {
+                level: float(torch.cat(same_level).float().mean())
+                for level, same_level in zip(LEVELS, zip(*masks[name], strict=True), strict=True)
+            },
+            "num_images": len(images),
+            "image_size": list(images.shape[-2:]),
+            "gflops": {**parts, "total": sum(parts.values())},
+            "gflops_saved": 1.0 - sum(parts.values()) / sum(dense.values()),
+        }
+        for name, parts in {**steps, **floors}.items()
+    ]
+
+
+def _early_pruner(model: Detector, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    if model.pruner.is_early:
+        return config["model"]["pruner"]
+    return compose_config("detector", ["pruner=early"])["model"]["pruner"]
+
+
+def _one_cell(kept: Sequence[Tensor]) -> list[Tensor]:
+    masks = [torch.zeros_like(mask) for mask in kept]
+    for mask, side in zip(masks, (4, 2, 1), strict=True):
+        mask[:, :side, :side] = True
+    return masks
+
+
+class _Counter:
+    """Counts the parts of a network with random weights, with forced tokens and its scorer."""
+
+    def __init__(
+        self, config: Mapping[str, Any], pruner: Mapping[str, Any], batches: Sequence[Tensor]
+    ) -> None:
+        settings = {**pruner, "selector": "topk", "calibration": None, "score_by": "learned"}
+        settings["offsets"] = None  # of levels that may not decide here
+        model = {**config["model"], "pruner": settings}
+        self.model = build_from_config({"model": model}, pretrained=False).eval()
+        self.model.to(batches[0].device)
+        self.batches = batches
+        self.num_images = sum(map(len, batches))
+        # It costs the same whatever is kept, and does not run where tokens are forced.
+        one = count_flops(self.model, batches[0], execution="sparse", keep_ratio=0.5)["pruner"]
+        self.scorer = one / len(batches[0])
+
+    def fused(self) -> _Counter:
+        """Returns the same of the inference form."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model).fuse()
+        return other
+
+    def count(self, execution: str, kept: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+        """Returns GFLOPs per image of each of ``PARTS``; ``kept`` holds the masks of each batch."""
+        counts = [
+            by_part(count_flops(self.model, images, execution=execution, kept=masks))
+            for images, masks in zip(self.batches, kept, strict=True)
+        ]
+        gflops = {part: sum(one[part] for one in counts) / self.num_images for part in PARTS}
+        return {**gflops, "pruner": 0.0 if execution == "dense" else self.scorer}
+
+
+CLAIMED_SIZE = (736, 1280)
+CLAIMED_RATIO = 0.7
+"""Image size and keep ratio of the published audit, which is about a ResNet-18 without experts."""
+
+_CLAIMED = {
+    "attention within stride 32, without its projections": 867.0,
+    "feed-forward part of the encoder": 472.0,
+    "FPN and PAN": 45.0,
+    "value projections of the decoder": 12.0,
+    "backbone": None,
+    "whole network": 1400.0,
+}
+"""GFLOPs, as a public audit of DSET gives them."""
+
+CLAIMED_SAVING = 0.48
+"""The share of all compute that it says is saved."""
+
+
+def is_claimed(config: Mapping[str, Any], images: Tensor) -> bool:
+    """Tells whether the published audit is about this network and image size."""
+    model = config["model"]
+    known = model["backbone"].get("depth") == 18 and model["encoder"]["moe"] is None
+    return known and tuple(images.shape[-2:]) == CLAIMED_SIZE
+
+
+@torch.no_grad()
+def compare_with_claims(model: Detector, images: Tensor) -> list[dict[str, Any]]:
+    """Sets the figures of the published audit beside those that are counted.
+
+    Args:
+        model, images: see `audit`; the published ones, see `is_claimed`.
+
+    Returns:
+        Per part: ``part``, ``claimed`` (GFLOPs, None: left out there) and ``counted``, of the dense
+        execution, per image.
+    """
+    names = {
+        part: f"encoder.encoder.0.layers.0.{part}" for part in ("self_attn", "linear1", "linear2")
+    }
+    for i in range(len(model.decoder.decoder.layers)):
+        names[f"value {i}"] = f"decoder.decoder.layers.{i}.cross_attn.value_proj"
+    modules = {part: model.get_submodule(name) for part, name in names.items()}
+    flops = count_module_flops(model, modules, images, execution="dense")
+    sums = {name: sum(operators.values()) for name, operators in flops.items()}
+    pairs = [gflops for name, gflops in flops["self_attn"].items() if "bmm" in name]
+    whole = by_part(count_flops(model, images, execution="dense"))
+    counted = [
+        sum(pairs),
+        sums["linear1"] + sums["linear2"],
+        whole["neck"],
+        sum(gflops for name, gflops in sums.items() if name.startswith("value")),
+        whole["backbone"],
+        whole["total"],
+    ]
+    return [
+        {"part": part, "claimed": claimed, "counted": gflops / len(images)}
+        for (part, claimed), gflops in zip(_CLAIMED.items(), counted, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""One page of result rows."""
