@@ -53,19 +53,19 @@ def _report(folder: Path, setup: dict[str, Any]) -> None:
 
 def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name: str) -> None:
     """Compares parts of the network, or all of it, with their peers; prints rows as they come."""
-    from sparse_dset.benchmark import kernels as kernel_cases
+    from sparse_dset.benchmark import kernels
     from sparse_dset.benchmark.comparison import compare, comparison_notes, format_comparisons
 
     if config.size is not None:
         model.image_size = config.size
     if config.target == "ops":
-        cases = kernel_cases.ops_cases(config.keep_ratios)
+        cases = kernels.ops_cases(config.keep_ratios)
     else:
         make = {
-            "neck": kernel_cases.neck_cases,
-            "decoder": kernel_cases.decoder_cases,
-            "peers": partial(kernel_cases.peer_cases, compiled=config.compile),
-            "training": partial(kernel_cases.training_cases, batch_size=config.batch_size),
+            "neck": kernels.neck_cases,
+            "decoder": kernels.decoder_cases,
+            "peers": partial(kernels.peer_cases, compiled=config.compile),
+            "training": partial(kernels.training_cases, batch_size=config.batch_size),
         }[config.target]
         cases = make(model.eval(), name, config.keep_ratios)
     rows = []

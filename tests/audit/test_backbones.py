@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sparse_dset.audit import backbones as backbone_table
+from sparse_dset.audit import backbones
 from sparse_dset.audit.backbones import check_all, check_backbone, families, format_rows
 
 
@@ -32,9 +32,9 @@ def test_every_family_has_a_model():
 
 
 def test_what_was_checked_is_not_checked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(backbone_table, "families", lambda: {"a": "resnet18", "b": "test_vit"})
+    monkeypatch.setattr(backbones, "families", lambda: {"a": "resnet18", "b": "test_vit"})
     rows = check_all(tmp_path / "rows.jsonl")
-    monkeypatch.setattr(backbone_table, "check_backbone", pytest.fail)
+    monkeypatch.setattr(backbones, "check_backbone", pytest.fail)
     assert check_all(tmp_path / "rows.jsonl") == rows
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line)["family"] for line in lines] == ["a", "b"]

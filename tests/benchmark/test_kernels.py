@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparse_dset import build_detector, native
-from sparse_dset.benchmark import kernels as kernel_cases
+from sparse_dset.benchmark import kernels
 from sparse_dset.benchmark.comparison import compare, format_comparisons
 
 pytestmark = pytest.mark.skipif(
@@ -21,16 +21,16 @@ def detector():
 
 
 def test_ops(monkeypatch):
-    monkeypatch.setattr(kernel_cases, "SHAPES", ((32, 8),))
+    monkeypatch.setattr(kernels, "SHAPES", ((32, 8),))
     with torch.no_grad():
-        for case in kernel_cases.ops_cases((0.5, 1.0)):
+        for case in kernels.ops_cases((0.5, 1.0)):
             rows = compare(case, warmup=1, repeats=1)
             assert len(rows) >= 2
 
 
 @pytest.mark.parametrize("part", ["neck", "decoder"])
 def test_parts(part, detector):
-    make = {"neck": kernel_cases.neck_cases, "decoder": kernel_cases.decoder_cases}[part]
+    make = {"neck": kernels.neck_cases, "decoder": kernels.decoder_cases}[part]
     with torch.no_grad():
         for case in make(detector, "r18", (0.5, 1.0)):
             assert {row["case"] for row in compare(case, warmup=1, repeats=1)} == {case.name}
@@ -41,7 +41,7 @@ def test_training_steps_cost_less_memory_where_tokens_are_pruned():
     # Hugging Face's needs as many tokens as queries.
     detector = build_detector("r18", 3, ["model.image_size=[128,160]"], pretrained=False)
     with torch.no_grad():
-        (case,) = kernel_cases.training_cases(detector, "r18", (0.2, 1.0), 2)
+        (case,) = kernels.training_cases(detector, "r18", (0.2, 1.0), 2)
         rows = {row["arm"]: row for row in compare(case, warmup=1, repeats=1)}
     assert list(rows) == ["Hugging Face", "our dense", "sparse 0.2", "sparse 1"]
     assert 0 < rows["sparse 0.2"]["saved_mib"] < 0.8 * rows["sparse 1"]["saved_mib"]
@@ -57,7 +57,7 @@ def test_peers(name):
     overrides = ["model.image_size=[128,128]"]
     detector = build_detector(name, 80, overrides, pretrained=False).eval()
     with torch.no_grad():
-        (case,) = kernel_cases.peer_cases(detector, name, (0.5, 1.0))
+        (case,) = kernels.peer_cases(detector, name, (0.5, 1.0))
         rows = {row["arm"]: row for row in compare(case, warmup=1, repeats=1)}
     ours = ["our dense", "sparse 0.5", "sparse 1"]
     peers = ["Hugging Face eager", "ONNX Runtime", "OpenVINO"]

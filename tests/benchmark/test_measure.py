@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,131 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from sparse_dset import build_detector
 from sparse_dset.benchmark import measure as benchmark
 from sparse_dset.benchmark.arms import Arm, BenchmarkConfig, plan_arms
 from sparse_dset.benchmark.measure import measure
-from sparse_dset.benchmark.timing import measure_latency
-from sparse_dset.benchmark.validation import find_validation_set, open_validation_set, sample_images
 from sparse_dset.command_line import check_command_line
-from sparse_dset.data.images import ImageReader
-from sparse_dset.data.view import View, reader_config
 from sparse_dset.models.pruner import Threshold
+from tests.benchmark.sets import coco_config
 
 SCRIPTS = Path(benchmark.__file__).resolve().parents[2] / "scripts"
-
-
-class Clock:
-    """A clock that only arms move, so that nothing here depends on the machine."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.pending = 0.0
-        self.calls: list[str] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def arm(self, name: str, seconds: float, first: float | None = None) -> Callable[[], None]:
-        """Launches work that only ``synchronize`` waits for."""
-
-        def call() -> None:
-            is_first = name not in self.calls
-            self.calls.append(name)
-            self.now += 0.0001
-            self.pending += first if is_first and first is not None else seconds
-
-        return call
-
-    def synchronize(self) -> None:
-        self.now += self.pending
-        self.pending = 0.0
-
-
-@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
-def test_latency_is_of_the_work_and_not_of_the_launch_or_the_first_call(names) -> None:
-    clock = Clock()
-    work = {"a": clock.arm("a", 0.020, first=1.0), "b": clock.arm("b", 0.005, first=3.0)}
-    found = measure_latency(
-        {name: work[name] for name in names},
-        warmup=1,
-        repeats=9,
-        synchronize=clock.synchronize,
-        clock=clock,
-    )
-    assert list(found) == list(names)
-    assert found["a"].median == pytest.approx(0.0201)
-    assert found["b"].p90 == pytest.approx(0.0051)
-    assert found[names[0]].ratio == 1.0
-    expected = 0.0051 / 0.0201 if names[0] == "a" else 0.0201 / 0.0051
-    assert found[names[1]].ratio == pytest.approx(expected)
-
-
-def test_rounds_call_every_arm_once_in_changing_order() -> None:
-    clock = Clock()
-    arms = {name: clock.arm(name, 0.01) for name in "abc"}
-    measure_latency(arms, warmup=2, repeats=10, synchronize=clock.synchronize, clock=clock)
-    rounds = [tuple(clock.calls[i : i + 3]) for i in range(0, 36, 3)]
-    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
-    assert len(set(rounds)) > 2
-
-
-def test_the_ratio_is_paired_so_a_machine_that_slows_down_does_not_bend_it() -> None:
-    clock = Clock()
-
-    def drifting(factor: float) -> Callable[[], None]:
-        def call() -> None:
-            clock.pending += factor * (1 + len(clock.calls) // 2)
-            clock.calls.append("x")
-
-        return call
-
-    found = measure_latency(
-        {"base": drifting(1.0), "half": drifting(0.5)},
-        warmup=1,
-        repeats=11,
-        synchronize=clock.synchronize,
-        clock=clock,
-    )
-    assert found["half"].ratio == pytest.approx(0.5)
-    assert found["base"].p10 < found["base"].median < found["base"].p90
-
-
-@pytest.mark.parametrize("bad", [{"warmup": 0}, {"repeats": 0}, {"arms": {}}])
-def test_timing_without_warmup_or_repeats_is_refused(bad: dict) -> None:
-    options = {"arms": {"a": lambda: None}, "warmup": 1, "repeats": 1, **bad}
-    with pytest.raises(ValueError, match="at least one round"):
-        measure_latency(**options, synchronize=lambda: None)
-
-
-def test_dense_is_planned_once_and_ratios_are_rounded() -> None:
-    arms = plan_arms(["dense", "sparse"], [0.1 + 0.2, 0.3, 1])
-    assert [arm.name for arm in arms] == ["dense", "sparse@0.3", "sparse@1"]
-    assert arms[1].keep_ratio == 0.3
-
-
-@pytest.mark.parametrize("keep_ratio", [0, 1.5, "abc", -0.1, True])
-def test_ratios_out_of_range_are_refused_even_where_only_dense_runs(keep_ratio: Any) -> None:
-    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
-        plan_arms(["dense"], [keep_ratio])
-
-
-def test_unknown_executions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"execution must be one of dense, .*'spars'"):
-        plan_arms(["spars"], [0.3])
-    with pytest.raises(ValueError, match="its keep_ratio is 1"):
-        Arm("dense", 0.5)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("warmup", 0), ("repeats", 0), ("batch_size", 0), ("size", [16, 64])]
-)
-def test_settings_out_of_range_are_refused(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=key):
-        BenchmarkConfig(**{"executions": ["dense"], "keep_ratios": [1.0], key: value})
 
 
 class Stub(nn.Module):
@@ -278,99 +162,6 @@ def test_a_real_detector_is_measured() -> None:
     assert kept["sparse@0.3"] == {"s3": third, "s4": third, "s5": third}
     assert kept["dense_scatter@0.3"] == {"s3": 1.0, "s4": 1.0, "s5": third}
     assert all(row["max_difference"] < 1e-4 for row in rows)
-
-
-def coco_config(root: Path, num_images: int = 5) -> dict[str, Any]:
-    """Draws a data set and returns its configuration."""
-    from PIL import Image
-
-    images = [
-        {"id": i, "file_name": f"{i}.png", "height": 48, "width": 64} for i in range(num_images)
-    ]
-    for image in images:
-        Image.new("RGB", (64, 48), (20 * image["id"], 80, 90)).save(root / image["file_name"])
-    boxes = [
-        {"id": i + 1, "image_id": i, "category_id": 1 + i % 2, "bbox": [4, 4, 20, 20]}
-        for i in range(num_images)
-    ]
-    categories = [{"id": 1, "name": "car"}, {"id": 2, "name": "bus"}]
-    content = {"images": images, "annotations": boxes, "categories": categories}
-    (root / "instances.json").write_text(json.dumps(content))
-    return {
-        "val": {
-            "_target_": "sparse_dset.data.coco.CocoDetection",
-            "root": str(root),
-            "annotations": str(root / "instances.json"),
-            "transforms": {
-                "_target_": "sparse_dset.data.transforms.eval_transforms",
-                "size": [64, 96],
-            },
-        }
-    }
-
-
-def test_the_data_must_have_the_classes_of_the_model(tmp_path: Path) -> None:
-    data = coco_config(tmp_path)
-    assert len(open_validation_set(data, class_names=["car", "bus"])) == 5
-    with pytest.raises(ValueError, match=r"classes \['bus', 'car'\], but .*\['car', 'bus'\]"):
-        open_validation_set(data, class_names=["bus", "car"])
-
-
-def test_images_are_spread_over_the_data_and_have_the_size_asked_for(tmp_path: Path) -> None:
-    data = coco_config(tmp_path)
-    images = sample_images(open_validation_set(data), 2)
-    assert images.shape == (2, 3, 64, 96)
-    assert images[:, 0].amax((1, 2)).tolist() == pytest.approx([0.0, 40 / 255], abs=1e-3)
-    assert sample_images(open_validation_set(data, [32, 64]), 7).shape == (7, 3, 32, 64)
-
-
-@pytest.mark.parametrize(
-    "view", [View((64, 96), "letterbox"), View((32, 32)), View((40, 50), "letterbox")], ids=str
-)
-def test_images_are_seen_as_the_model_sees_them(tmp_path: Path, view: View) -> None:
-    data = coco_config(tmp_path)
-    with pytest.warns(UserWarning, match="as the model's validation saw them; the data conf"):
-        dataset = open_validation_set(data, view=view)
-    assert dataset.transforms == view
-    images = sample_images(dataset, 2)
-    assert images.shape == (2, 3, *view.size_of(48, 64))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        open_validation_set(data, view=View((64, 96)))
-    with pytest.warns(UserWarning, match="Give size"):
-        smaller = open_validation_set(data, size=[32, 64], view=view)
-    assert smaller.transforms == View((32, 64), view.mode)
-    dark = replace(view, reader=ImageReader(background=(0, 0, 0)))
-    data["val"]["reader"] = reader_config(ImageReader(max_pixels=10**9))
-    with pytest.warns(UserWarning, match=r"read by ImageReader\(background=\(0, 0, 0\)"):
-        own = open_validation_set(data, view=dark)
-    assert own.reader == ImageReader(background=(0, 0, 0), max_pixels=10**9)
-
-
-def test_images_of_several_sizes_are_those_of_the_most_frequent(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    data = coco_config(tmp_path)
-    content = json.loads((tmp_path / "instances.json").read_text())
-    Image.new("RGB", (48, 64)).save(tmp_path / "0.png")
-    content["images"][0] |= {"height": 64, "width": 48}
-    (tmp_path / "instances.json").write_text(json.dumps(content))
-    data["val"]["transforms"] = View((64, 64), "letterbox").as_config()
-    images = sample_images(open_validation_set(data), 4)
-    assert images.shape == (4, 3, 48, 64)
-    assert "images: the 4 of 5 that are seen as 48x64 pixels" in capsys.readouterr().out
-
-
-def test_absent_data_is_an_error_only_where_it_was_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    data = coco_config(tmp_path)
-    (tmp_path / "instances.json").unlink()
-    record = {"data": data, "model": {"class_names": ["car", "bus"]}}
-    assert find_validation_set(None, record) is None
-    assert "random images and no AP" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match=r"instances\.json"):
-        find_validation_set(data, record)
 
 
 @pytest.mark.parametrize(
