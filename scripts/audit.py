@@ -13,7 +13,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sparse_dset.audit.audit import audit, audit_steps, compare_with_claims, is_claimed
+from sparse_dset.audit.audit import audit, audit_steps
+from sparse_dset.audit.claims import compare_with_claims, is_claimed
 from sparse_dset.audit.images import enough_images
 from sparse_dset.audit.summary import format_audit, plot_audit
 from sparse_dset.benchmark.arms import Arm, BenchmarkConfig, plan_arms

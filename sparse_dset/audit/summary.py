@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from sparse_dset.audit.audit import CLAIMED_RATIO, CLAIMED_SAVING, FORMS, PARTS
+from sparse_dset.audit.audit import FORMS, PARTS
+from sparse_dset.audit.claims import CLAIMED_RATIO, CLAIMED_SAVING
 from sparse_dset.benchmark.plot import draw_bars, save_figure
 from sparse_dset.benchmark.table import (
     LEVELS,

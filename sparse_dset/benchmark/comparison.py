@@ -13,6 +13,10 @@ from sparse_dset.benchmark.table import MISSING, Table, measured_with
 from sparse_dset.benchmark.timing import measure_latency, milliseconds
 from sparse_dset.engine.loggers import environment
 
+PRIME = 3
+"""Parts are timed as in a loop over them, their operands near; only whole networks bring their own
+neighbours."""
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -105,3 +105,20 @@ def openvino_network(path: Path, threads: int) -> Callable[[Tensor], tuple[Tenso
         return torch.from_numpy(result[0]), torch.from_numpy(result[1])
 
     return run
+
+
+RUNTIMES = (
+    ("ONNX Runtime", "onnxruntime", onnxruntime_network),
+    ("OpenVINO", "openvino", openvino_network),
+)
+"""Title, package, and what runs an exported network."""
+
+PEERS = frozenset(
+    {
+        *("Hugging Face", "Hugging Face eager", "Hugging Face compiled"),
+        *(title for title, _, _ in RUNTIMES),
+        *("oneDNN dense", "oneDNN dense nchw", "oneDNN dense nhwc", "value_proj + grid_sample"),
+        *("spconv Native", "ncnn dense"),
+    }
+)
+"""Arms that other libraries compute."""

@@ -25,13 +25,13 @@ from sparse_dset.engine.checkpoint import (
     load_weights,
     model_weights,
 )
+from sparse_dset.fuzz.arguments import floats
 from sparse_dset.fuzz.mutate import (
     changed_arguments,
     changed_bytes,
     changed_tensor,
     changed_tree,
 )
-from sparse_dset.fuzz.operators import floats
 from sparse_dset.models.detector import Detector
 
 _READER = ImageReader(max_pixels=10_000_000)

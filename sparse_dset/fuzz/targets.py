@@ -10,17 +10,17 @@ from random import Random
 
 import torch
 
-from sparse_dset.fuzz import files, operators
+from sparse_dset.fuzz import files, functions, operators
 from sparse_dset.fuzz.outcome import RESULT, Outcome, outcome_of
 
 Target = Callable[[Random, Path], None]
 
 TARGETS: Mapping[str, Target] = {
     "operators": operators.operator,
-    "functions": operators.function,
-    "structures": operators.structure,
-    "selection": operators.selection,
-    "targets": operators.targets,
+    "functions": functions.function,
+    "structures": functions.structure,
+    "selection": functions.selection,
+    "targets": functions.targets,
     "checkpoints": files.checkpoints,
     "annotations": files.coco_files,
     "images": files.images,

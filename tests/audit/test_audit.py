@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_dset.audit.audit import (
-    CLAIMED_SIZE,
-    FORMS,
-    PARTS,
-    audit,
-    audit_steps,
-    compare_with_claims,
-    is_claimed,
-)
+from sparse_dset.audit.audit import FORMS, PARTS, audit, audit_steps
+from sparse_dset.audit.claims import CLAIMED_SIZE, compare_with_claims, is_claimed
 from sparse_dset.audit.summary import format_audit, plot_audit, steps_table
 from sparse_dset.benchmark.arms import Arm
 from sparse_dset.benchmark.flops import count_flops

@@ -16,14 +16,8 @@ import pytest
 
 from sparse_dset.benchmark.plot import pareto_front
 from sparse_dset.engine.loggers import append_row
-from sparse_dset.report.page import (
-    _failures,
-    break_even,
-    describe_break_even,
-    describe_saving,
-    make_report,
-    read_all,
-)
+from sparse_dset.report.page import _failures, make_report, read_all
+from sparse_dset.report.sentences import break_even, describe_break_even, describe_saving
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
