@@ -53,7 +53,7 @@ def _report(folder: Path, setup: dict[str, Any]) -> None:
 
 def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name: str) -> None:
     """Compares parts of the network, or all of it, with their peers; prints rows as they come."""
-    from sparse_dset.benchmark import kernels
+    from sparse_dset.benchmark import kernels, networks
     from sparse_dset.benchmark.comparison import compare, comparison_notes, format_comparisons
 
     if config.size is not None:
@@ -62,10 +62,10 @@ def _compare_parts(model: Detector, config: BenchmarkConfig, folder: Path, name:
         cases = kernels.ops_cases(config.keep_ratios)
     else:
         make = {
-            "neck": kernels.neck_cases,
-            "decoder": kernels.decoder_cases,
-            "peers": partial(kernels.peer_cases, compiled=config.compile),
-            "training": partial(kernels.training_cases, batch_size=config.batch_size),
+            "neck": networks.neck_cases,
+            "decoder": networks.decoder_cases,
+            "peers": partial(networks.peer_cases, compiled=config.compile),
+            "training": partial(networks.training_cases, batch_size=config.batch_size),
         }[config.target]
         cases = make(model.eval(), name, config.keep_ratios)
     rows = []
