@@ -32,7 +32,7 @@ _TRAIN = Path(__file__).with_name("train.py")
 
 
 def _check(plain: dict[str, Any]) -> None:
-    """Composes every training, so that a misspelt key is found before the first one starts."""
+    """Composes the trainings to come, so that a misspelt key is found before the first starts."""
     for name in ("base", "seeds", "keep_ratios", "only"):
         if plain[name] is not None:
             check_list(name, plain[name])
@@ -44,7 +44,9 @@ def _check(plain: dict[str, Any]) -> None:
     unknown = [name for name in plain["only"] or () if name not in arms]
     if unknown:
         raise ValueError(f"only names {unknown[0]!r}; the arms are {', '.join(arms)}")
-    for arm in arms.values():
+    named = [arms[name] for name in plain["only"] or arms]
+    trained = [arms[arm.start] for arm in named if arm.start is not None]
+    for arm in {arm.name: arm for arm in [*named, *trained]}.values():
         arm.plan(plain["keep_ratios"])
         planned = compose_config("train", [*plain["base"], *arm.train])
         check_plan(planned)
