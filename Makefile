@@ -1,4 +1,5 @@
 # make demo   set-up, then the dense-against-sparse comparison on scenes that the project draws itself
+# make lint   style, types, and that lower floors of the package know nothing of higher ones
 # make sanitize   the kernels' tests against a build with AddressSanitizer and UndefinedBehaviorSanitizer
 # make test   set-up with every optional part, then lint, types and tests (MARK="" adds the slow ones)
 

@@ -248,10 +248,11 @@ def _steps_of_make(folder: Path, command: str, settings: tuple[str, ...]) -> Non
 
 
 def _recipe(folder: Path, command: str, settings: tuple[str, ...]) -> None:
-    """It would run these tests: that the rule is there, and what it runs, is looked at."""
+    """It would run these tests, or runs before them: what it runs is looked at."""
     done = subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert b"-m pytest" in done.stdout
+    last = b"lint-imports" if command == "make lint" else b"-m pytest"
+    assert last in done.stdout.splitlines()[-1]
 
 
 def _installation(folder: Path, command: str, settings: tuple[str, ...]) -> None:
@@ -313,7 +314,7 @@ RULES = (
     Rule(r"python scripts/sweep\.py ", _python, (*COUNTED, "execution=sparse", "evaluate=false")),
     Rule(r"python scripts/fuzz\.py ", _python, ("count=20", "targets=[selection]")),
     Rule(r"make demo", _steps_of_make),
-    Rule(r"make (test|sanitize)", _recipe),
+    Rule(r"make (test|sanitize|lint)", _recipe),
     Rule(r"pip install ", _installation),
 )
 
