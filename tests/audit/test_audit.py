@@ -40,7 +40,7 @@ def _nano_rows():
 
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 160)])
-@pytest.mark.parametrize("name", ["r18", "r50", "lite0"])
+@pytest.mark.parametrize("name", ["r18", pytest.param("r50", marks=pytest.mark.slow), "lite0"])
 def test_what_is_counted_is_what_is_computed(name, size):
     model, config = _open(name)
     rows = audit(model, config, torch.rand(1, 3, *size), ARMS, depth=1, warmup=1, repeats=1)

@@ -50,6 +50,7 @@ def _lasting(row):
     } | {"setup": row["setup"]}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_rows_of_an_unbroken_one(tmp_path):
     grid = [*QUICK, "execution=dense_scatter,sparse", "pruner.keep_ratio=0.1,0.3,0.5,0.7,1"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -72,6 +73,7 @@ def test_a_killed_sweep_goes_on_to_the_rows_of_an_unbroken_one(tmp_path):
     assert (broken / "plot_0.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_dense_is_measured_once_in_a_sweep_and_anew_in_the_next(tmp_path):
     grid = [*QUICK, "execution=dense,sparse", "pruner.keep_ratio=0.5,0.7"]
     for count in (3, 6):
