@@ -93,12 +93,24 @@ def read_overrides(name: str, arguments: Sequence[str]) -> list[Override]:
         except ValueError as error:
             refused.append((argument, error))
     if not refused:
+        for override in read:
+            _check_choice(override)
         return read
     argument, reason = refused[0]
     with hydra_of_conf():
         usual = _without_values(name, read)
     key = argument.partition("=")[0].lstrip("+~")
     raise ValueError(explain_unknown(argument, key, usual, options()) or str(reason))
+
+
+def _check_choice(override: Override) -> None:
+    """Refuses a number where a file of a group is to be named, which hydra does not name."""
+    group, known = override.key_or_group, options()
+    if group in known and isinstance(override._value, bool | int | float | dict):
+        raise ValueError(
+            f"{override.input_line}: {group} must name a file in conf/{group}; there are "
+            f"{', '.join(known[group])}"
+        )
 
 
 @contextmanager

@@ -146,3 +146,12 @@ def test_a_model_that_is_none_is_refused(target: str | None) -> None:
         model["_target_"] = target
     with pytest.raises(ValueError, match=r"model\._target_ must name a detector, got .* a dict"):
         build_from_config({"model": model})
+
+
+@pytest.mark.parametrize(
+    "choice", ["optim=nan", "model=50", "data={a:1}", "data=true"]
+)
+def test_a_number_where_a_file_is_to_be_named_is_refused(choice: str) -> None:
+    group = choice.partition("=")[0]
+    with pytest.raises(ValueError, match=f"{group} must name a file in conf/{group}; there are "):
+        compose_config("train", [choice])
