@@ -148,9 +148,7 @@ def test_a_model_that_is_none_is_refused(target: str | None) -> None:
         build_from_config({"model": model})
 
 
-@pytest.mark.parametrize(
-    "choice", ["optim=nan", "model=50", "data={a:1}", "data=true"]
-)
+@pytest.mark.parametrize("choice", ["optim=nan", "model=50", "data={a:1}", "data=true"])
 def test_a_number_where_a_file_is_to_be_named_is_refused(choice: str) -> None:
     group = choice.partition("=")[0]
     with pytest.raises(ValueError, match=f"{group} must name a file in conf/{group}; there are "):
