@@ -93,8 +93,7 @@ def read_overrides(name: str, arguments: Sequence[str]) -> list[Override]:
         except ValueError as error:
             refused.append((argument, error))
     if not refused:
-        for override in read:
-            _check_choice(override)
+        _check_choices(read, options())
         return read
     argument, reason = refused[0]
     with hydra_of_conf():
@@ -103,14 +102,15 @@ def read_overrides(name: str, arguments: Sequence[str]) -> list[Override]:
     raise ValueError(explain_unknown(argument, key, usual, options()) or str(reason))
 
 
-def _check_choice(override: Override) -> None:
+def _check_choices(given: Sequence[Override], known: Mapping[str, Sequence[str]]) -> None:
     """Refuses a number where a file of a group is to be named, which hydra does not name."""
-    group, known = override.key_or_group, options()
-    if group in known and isinstance(override._value, bool | int | float | dict):
-        raise ValueError(
-            f"{override.input_line}: {group} must name a file in conf/{group}; there are "
-            f"{', '.join(known[group])}"
-        )
+    for override in given:
+        group = override.key_or_group
+        if group in known and isinstance(override._value, bool | int | float | dict):
+            raise ValueError(
+                f"{override.input_line}: {group} must name a file in conf/{group}; there are "
+                f"{', '.join(known[group])}"
+            )
 
 
 @contextmanager

@@ -117,14 +117,14 @@ class Decoder(QuerySelection, Fusable):
     ) -> None:
         super().__init__(width, num_classes, num_queries, lean_heads)
         numbers = {
-            "num_queries": (num_queries, 1),
-            "num_layers": (num_layers, 1),
-            "num_points": (num_points, 1),
-            "num_denoising": (num_denoising, 0),
+            "num_queries": (num_queries, 1, None),
+            "num_layers": (num_layers, 1, MOST_LAYERS),
+            "num_points": (num_points, 1, None),
+            "num_denoising": (num_denoising, 0, None),
         }
-        for name, (value, least) in numbers.items():
-            check_number(f"model.decoder.{name}", value, at_least=least, whole=True)
-        check_number("model.decoder.num_layers", num_layers, at_most=MOST_LAYERS)
+        for name, (value, least, most) in numbers.items():
+            name = f"model.decoder.{name}"
+            check_number(name, value, at_least=least, at_most=most, whole=True)
         check_number("model.decoder.label_noise_ratio", label_noise_ratio, at_least=0, at_most=1)
         check_number("model.decoder.box_noise_scale", box_noise_scale, at_least=0)
         if background not in ("zero", "learned"):
