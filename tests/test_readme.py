@@ -235,11 +235,17 @@ def _ablation(folder: Path, command: str, settings: tuple[str, ...]) -> None:
     _in_process(folder, command, (f"base=[{whole}]", "only=[base]", *settings))
 
 
+def _printed_by_make(command: str) -> str:
+    """What the targets would run. Where ``make`` itself runs the tests, it would name folders too."""
+    dry = ["make", "--dry-run", "--no-print-directory", *command.split()[1:]]
+    done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def _steps_of_make(folder: Path, command: str, settings: tuple[str, ...]) -> None:
     """``make`` would set a virtual environment up: its steps are read and run one by one."""
-    done = subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    text = done.stdout.decode().replace("\\\n", " ")
+    text = _printed_by_make(command).replace("\\\n", " ")
     steps = [line.partition("python ")[2] for line in text.splitlines() if "bin/python " in line]
     steps = [f"python {step}" for step in steps if re.match(r"scripts|-m sparse_dset\.data", step)]
     assert len(steps) == 4
@@ -249,10 +255,8 @@ def _steps_of_make(folder: Path, command: str, settings: tuple[str, ...]) -> Non
 
 def _recipe(folder: Path, command: str, settings: tuple[str, ...]) -> None:
     """It would run these tests, or runs before them: what it runs is looked at."""
-    done = subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    last = b"lint-imports" if command == "make lint" else b"-m pytest"
-    assert last in done.stdout.splitlines()[-1]
+    last = "lint-imports" if command == "make lint" else "-m pytest"
+    assert last in _printed_by_make(command).splitlines()[-1]
 
 
 def _installation(folder: Path, command: str, settings: tuple[str, ...]) -> None:
