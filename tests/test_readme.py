@@ -236,7 +236,7 @@ def _ablation(folder: Path, command: str, settings: tuple[str, ...]) -> None:
 
 
 def _printed_by_make(command: str) -> str:
-    """What the targets would run. Where ``make`` itself runs the tests, it would name folders too."""
+    """What the targets would run, without the folders that a ``make`` within ``make`` names."""
     dry = ["make", "--dry-run", "--no-print-directory", *command.split()[1:]]
     done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -79,20 +79,24 @@ def count_flops(
             padding_mask=padding_mask,
         )
     _check_complete(parts, _so_far(counter))
-
-    flops = {name: sum(operators.values()) for name, operators in parts.items()}
-    flops["encoder"] += flops["pruner"]
-    flops["total"] = sum(flops[name] for name in ("backbone", "encoder", "neck", "decoder"))
-    flops["sampling"] = sampling.total()
-    gflops: dict[str, Any] = {name: count / 1e9 for name, count in flops.items()}
+    gflops: dict[str, Any] = _add_up(parts, sampling.total())
     if unknown.calls:
+        gflops["uncounted"] = dict(unknown.calls)
         warnings.warn(
             f"FLOPs leave out what these operators multiply: {', '.join(sorted(unknown.calls))}; "
             "give each a formula with torch.utils.flop_counter.register_flop_formula",
             stacklevel=2,
         )
-        gflops["uncounted"] = dict(unknown.calls)
     return gflops
+
+
+def _add_up(parts: Mapping[str, Counter[Any]], sampling: int) -> dict[str, float]:
+    """GFLOPs by part and in all, of FLOPs by part and operator."""
+    flops = {name: operators.total() for name, operators in parts.items()}
+    flops["encoder"] += flops["pruner"]
+    flops["total"] = sum(flops[name] for name in ("backbone", "encoder", "neck", "decoder"))
+    flops["sampling"] = sampling
+    return {name: count / 1e9 for name, count in flops.items()}
 
 
 def count_module_flops(

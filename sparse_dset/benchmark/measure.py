@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -17,6 +17,7 @@ from sparse_dset.benchmark.table import LEVELS
 from sparse_dset.benchmark.timing import measure_latency, milliseconds, synchronizer
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector, DetectorOutput
+from sparse_dset.models.modes import switched_to_evaluation
 from sparse_dset.models.pruner import ByContent
 from sparse_dset.ops.cpu import chosen_algorithm
 from sparse_dset.structures import Support
@@ -70,51 +71,22 @@ def measure(
     """
     if not arms or arms[0].execution != "dense":
         raise ValueError(f"the first arm must be dense, got {[arm.name for arm in arms]}")
-    device = batches[0].device
-    was_training = model.training
-    model.eval()
-    try:
+    with switched_to_evaluation(model):
         runs = copy.deepcopy(model).fuse() if fuse else model
         differences = _differences_from_dense(runs, batches[0], {arm.execution for arm in arms})
-        taken = cycle(batches)
-        current = [next(taken)]
-
-        def take_next() -> None:
-            current[0] = next(taken)
-
-        calls = {arm.name: _call(runs, current, arm) for arm in arms}
-        if fuse:
-            calls[_PLAIN] = _call(model, current, arms[0])
         outputs = {arm: [_call(runs, [x], arm)() for x in batches] for arm in arms}
         kept = {arm: _count_kept(model, arm, outputs[arm]) for arm in arms}
-        gflops = {
-            arm: _mean_gflops(
-                [
-                    count_flops(model, x, execution=arm.execution, keep_ratio=arm.keep_ratio)
-                    for x in batches
-                ],
-                sum(len(x) for x in batches),
-            )
-            for arm in arms
-        }
-        latencies = measure_latency(
-            calls,
-            warmup=warmup,
-            repeats=repeats,
-            synchronize=synchronizer(device),
-            before_round=take_next,
-        )
-        memory = {arm: _peak_memory_mib(calls[arm.name], device) for arm in arms}
-        parts = part_modules(runs)
-        part_ms = time_groups(
-            [Run(parts, calls[arm.name]) for arm in arms],
-            warmup=1,
-            repeats=min(repeats, _PART_REPEATS),
-            synchronize=synchronizer(device),
-            before_round=take_next,
-        )
-    finally:
-        model.train(was_training)
+        gflops = {arm: _mean_gflops(model, arm, batches) for arm in arms}
+        times = _measure_times(model, runs, batches, arms, warmup, repeats)
+    shared = {
+        "batch_size": len(batches[0]),
+        "image_size": list(batches[0].shape[-2:]),
+        "images": sum(len(x) for x in batches),
+        "warmup": warmup,
+        "repeats": repeats,
+        "fused": fuse,
+        "environment": environment(batches[0].device),
+    }
     dense_total = gflops[arms[0]]["total"]
     return [
         {
@@ -123,26 +95,70 @@ def measure(
             "kept": kept[arm],
             "gflops": gflops[arm],
             "gflops_saved": 1.0 - gflops[arm]["total"] / dense_total,
-            "latency_ms": milliseconds(latencies[arm.name]),
-            "part_ms": part_ms[i],
-            "speedup": 1.0 / latencies[arm.name].ratio,
-            "speedup_over_plain": latencies[arm.name].speedup_over(latencies[_PLAIN])
-            if fuse
-            else None,
             "max_difference": differences[arm.execution],
-            "peak_memory_mib": memory[arm],
-            "batch_size": len(batches[0]),
-            "image_size": list(batches[0].shape[-2:]),
-            "images": sum(len(x) for x in batches),
-            "warmup": warmup,
-            "repeats": repeats,
+            **times[arm],
             "backend": outputs[arm][0].backend,
             "algorithms": _algorithms(runs, outputs[arm][0]),
-            "fused": fuse,
-            "environment": environment(device),
+            **shared,
         }
-        for i, arm in enumerate(arms)
+        for arm in arms
     ]
+
+
+def _measure_times(
+    model: Detector,
+    runs: Detector,
+    batches: Sequence[Tensor],
+    arms: Sequence[Arm],
+    warmup: int,
+    repeats: int,
+) -> dict[Arm, dict[str, Any]]:
+    """Times all arms in turns, as wholes and by part, and asks for their memory.
+
+    Args:
+        model: the detector as it is; its dense execution is timed where ``runs`` is another.
+        runs: what is timed, the detector itself or its inference form.
+        batches, arms, warmup, repeats: see ``measure``.
+
+    Returns:
+        What a row says about time and memory.
+    """
+    taken, device = cycle(batches), batches[0].device
+    current = [next(taken)]
+
+    def take_next() -> None:
+        current[0] = next(taken)
+
+    calls = {arm.name: _call(runs, current, arm) for arm in arms}
+    if runs is not model:
+        calls[_PLAIN] = _call(model, current, arms[0])
+    latencies = measure_latency(
+        calls,
+        warmup=warmup,
+        repeats=repeats,
+        synchronize=synchronizer(device),
+        before_round=take_next,
+    )
+    memory = {arm: _peak_memory_mib(calls[arm.name], device) for arm in arms}
+    parts = part_modules(runs)
+    part_ms = time_groups(
+        [Run(parts, calls[arm.name]) for arm in arms],
+        warmup=1,
+        repeats=min(repeats, _PART_REPEATS),
+        synchronize=synchronizer(device),
+        before_round=take_next,
+    )
+    plain = latencies.get(_PLAIN)
+    return {
+        arm: {
+            "latency_ms": milliseconds(latencies[arm.name]),
+            "part_ms": by_part,
+            "speedup": 1.0 / latencies[arm.name].ratio,
+            "speedup_over_plain": latencies[arm.name].speedup_over(plain) if plain else None,
+            "peak_memory_mib": memory[arm],
+        }
+        for arm, by_part in zip(arms, part_ms, strict=True)
+    }
 
 
 def _call(
@@ -157,7 +173,12 @@ def _call(
     return call
 
 
-def _mean_gflops(counted: Sequence[Mapping[str, Any]], num_images: int) -> dict[str, float]:
+def _mean_gflops(model: Detector, arm: Arm, batches: Sequence[Tensor]) -> dict[str, float]:
+    """GFLOPs of an image by part, the mean over the batches."""
+    counted = [
+        count_flops(model, x, execution=arm.execution, keep_ratio=arm.keep_ratio) for x in batches
+    ]
+    num_images = sum(len(x) for x in batches)
     return {
         part: sum(one[part] for one in counted) / num_images
         for part in counted[0]

@@ -61,7 +61,7 @@ def _benchmark_rows():
     ]
 
 
-def _all_rows():
+def _audit_rows():
     costs = {
         "gflops": 1.0,
         "gflops_computed": None,
@@ -92,6 +92,10 @@ def _all_rows():
         }
         for step in ("dense", "floor, late decision")
     ]
+    return [audit, *steps]
+
+
+def _all_rows():
     ablation = {
         "kind": "ablation",
         "base": ["experiment=x"],
@@ -126,7 +130,7 @@ def _all_rows():
     }
     failed = {"kind": "failed", "overrides": ["model=r19"], "error": "ValueError: no r19"}
     other = [failed, {"kind": "epoch"}]
-    return [*_benchmark_rows(), audit, *steps, ablation, *scale, comparison, *other]
+    return [*_benchmark_rows(), *_audit_rows(), ablation, *scale, comparison, *other]
 
 
 def test_what_pruning_saved_where_and_at_what_ap():

@@ -79,19 +79,24 @@ def write_dataset(
             f"{foreign} is not of a synthetic set, and the whole of {root} would be replaced; name "
             "another folder or empty it"
         )
+    with tqdm(total=sum(splits.values()), desc="scenes", disable=not progress) as bar:
+        _write_at_once(root, manifest, bar)
+    return root
+
+
+def _write_at_once(root: Path, manifest: Mapping[str, Any], bar: tqdm[Any]) -> None:
+    """Draws a set beside a folder, and puts it in the folder's place when it is whole."""
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as temporary:
         folder = Path(temporary) / "set"
         (folder / "images").mkdir(parents=True)
         (folder / "annotations").mkdir()
-        with tqdm(total=sum(splits.values()), desc="scenes", disable=not progress) as bar:
-            for split, count in splits.items():
-                write_split(folder, split, count, manifest, bar)
+        for split, count in manifest["splits"].items():
+            write_split(folder, split, count, manifest, bar)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
         if not is_complete(root, manifest):  # another process may have been faster
             shutil.rmtree(root, ignore_errors=True)
             folder.replace(root)
-    return root
 
 
 def is_complete(root: Path, manifest: Mapping[str, Any]) -> bool:
