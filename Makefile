@@ -1,19 +1,21 @@
 # make demo   set-up, then the dense-against-sparse comparison on scenes that the project draws itself
 # make lint   style, types, and that lower floors of the package know nothing of higher ones
 # make sanitize   the kernels' tests against a build with AddressSanitizer and UndefinedBehaviorSanitizer
-# make test   set-up with every optional part, then lint, types and tests (MARK="" adds the slow ones)
+# make test   set-up with every optional part, then lint, types and tests (MARK="" adds the slow ones;
+#             JOBS processes run them, each on one thread and in up to 5 GiB of memory)
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 MARK ?= not slow
+JOBS ?= 2
 OUT ?= outputs/demo
 RUN := $(VENV)/bin/python
 
 .PHONY: help demo test lint sanitize setup setup-test clean
 
 help:
-	@sed -n 's/^# make/make/p' Makefile
+	@sed -n 's/^# make/make/p; s/^#  /    /p' Makefile
 
 $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
@@ -53,7 +55,7 @@ lint: setup-test
 
 test: setup-test lint
 	$(RUN) -m sparse_dset.doctor
-	$(RUN) -m pytest -q -m "$(MARK)" --durations=15
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "$(MARK)" -n $(JOBS) --dist loadgroup --durations=15
 
 # A build of its own, so that the ordinary one stays where it is. PyTorch itself is not instrumented:
 # what it keeps until the process ends would be reported as leaks.
