@@ -7,12 +7,13 @@ Fine-tune: ``weights=/path/to/checkpoint.pt``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import build_from_config, check_config
@@ -71,13 +72,18 @@ def _check_classes(plain: dict[str, Any], names: list[str]) -> None:
             )
 
 
-def _build(record: dict[str, Any], pretrained: bool) -> nn.Module:
+def _build(
+    record: dict[str, Any], pretrained: bool
+) -> tuple[nn.Module, Callable[..., dict[str, Tensor]]]:
+    """The network and its criterion."""
     if record["peer"] is None:
-        return build_from_config(record, pretrained=pretrained)
-    from sparse_dset.benchmark.hugging_face import PeerDetector
+        detector = build_from_config(record, pretrained=pretrained)
+        return detector, instantiate(record["losses"])
+    from sparse_dset.benchmark.hugging_face import PeerDetector, peer_criterion
 
     model = record["model"]
-    return PeerDetector(model["num_classes"], pretrained, model["backbone"].get("frozen", ()))
+    frozen = model["backbone"].get("frozen", ())
+    return PeerDetector(model["num_classes"], pretrained, frozen), peer_criterion
 
 
 def _start(plain: dict[str, Any], folder: Path) -> Path | None:
@@ -133,7 +139,7 @@ def main(cfg: DictConfig) -> None:
         if config.execution is not None:  # what loads the checkpoint runs what was trained
             plain["model"]["execution"] = config.execution
         record = {**plain, "weights_name": weights_name(plain["weights"])}
-        model = _build(record, pretrained=resume is None)
+        model, criterion = _build(record, pretrained=resume is None)
         if plain["weights"] is not None and resume is None:
             report = load_weights(model, model_weights(load_checkpoint(plain["weights"])))
             print(report)
@@ -142,6 +148,7 @@ def main(cfg: DictConfig) -> None:
         warn_of_crowded_images(val_set, num_queries(model), config.max_detections)
         trainer = Trainer(
             model,
+            criterion,
             train_set,
             val_set,
             config=config,

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sparse_dset.checks import check_number
 from sparse_dset.composition import check_complete, check_flags, explain, explain_unknown, leaves
 from sparse_dset.instantiate import instantiate
+from sparse_dset.losses.criterion import Criterion
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.pruner import check_keep_ratio
 from sparse_dset.overrides import as_written, escaped, is_path, parsed
@@ -36,6 +37,7 @@ def package_file(path: str) -> str:
 
 OmegaConf.register_new_resolver("package_file", package_file, replace=True)
 OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
+OmegaConf.register_new_resolver("any", lambda *values: any(values), replace=True)
 
 
 def config_dir() -> Path:
@@ -206,6 +208,7 @@ def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Det
     """
     model = dict(cfg["model"])
     _check_magnitudes("model", model)
+    model.pop("image_size", None)  # the view has it
     if not pretrained and "weights" in model["backbone"]:
         model["backbone"] = {**model["backbone"], "weights": None}
     detector = instantiate(model)
@@ -247,3 +250,13 @@ def build_detector(
         "detector", [f"model={name}", f"model.num_classes={num_classes}", *overrides]
     )
     return build_from_config(cfg, pretrained=pretrained)
+
+
+def build_criterion(overrides: Sequence[str] = ()) -> Criterion:
+    """Builds the losses of ``conf/losses/default.yaml``, for a training loop of one's own.
+
+    Args:
+        overrides: hydra overrides, the same as for the detector that is trained: heads that only
+            a loss needs are made where that loss is on.
+    """
+    return instantiate(compose_config("detector", overrides)["losses"])

@@ -50,7 +50,7 @@ COCO = ["data=coco", "data.root=/x"]
         (["++data.train.root=/x/images"], {"data.train.root": "/x/images"}),
         (["data.train.root=${data.root}/images"], {"data.train.root": "/x/images"}),
         (["data.train.transforms.size=[64,64]"], {"data.train.transforms.size": [64, 64]}),
-        (["model.decoder.in_channels=256", "losses.width=256"], {"losses.width": 256}),
+        (["model.decoder.in_channels=256", "model.dense_head=false"], {"model.dense_head": False}),
         (["data.val=null"], {"data.val": None}),
         (["data.train.transforms=null"], {"data.train.transforms": None}),
         (["~data.train.transforms.zoom_out"], {}),

@@ -16,6 +16,7 @@ from sparse_dset import build_detector, load_detector
 from sparse_dset.config import package_file
 from sparse_dset.data.synthetic import render_scene, write_dataset
 from sparse_dset.models.detector import Detector
+from tests.models.training import losses_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -123,9 +124,8 @@ def test_a_training_step_has_the_gradients_of_the_cpu(name: str, selector: str) 
     ]
     other = copy.deepcopy(model).cuda()
     on_card = [{key: value.cuda() for key, value in target.items()} for target in targets]
-    ours, theirs = model(images, targets), other(images.cuda(), on_card)
-    for loss in (ours.losses, theirs.losses):
-        sum(loss.values()).backward()
+    for one, seen, objects in ((model, images, targets), (other, images.cuda(), on_card)):
+        sum(losses_of(one, seen, objects).values()).backward()
     for (key, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None), key
         if p.grad is not None:  # the losses are computed in float32

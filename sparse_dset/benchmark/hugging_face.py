@@ -122,15 +122,19 @@ def build_peer(name: str) -> RTDetrV2ForObjectDetection:
 
 @dataclass(frozen=True)
 class PeerOutput:
-    """What training and evaluation read, as in ``DetectorOutput``; the peer keeps every token."""
+    """What training and evaluation read, as in ``DetectorOutput``; the peer keeps every token.
+
+    Attributes:
+        loss: Hugging Face's, a mean over the objects of the batch; None without targets.
+    """
 
     pred_logits: Tensor
     pred_boxes: Tensor
     query_mask: Tensor
     num_kept: Tensor
     num_tokens: Tensor
-    losses: dict[str, Tensor]
-    totals: dict[str, Tensor]
+    execution: str
+    loss: Tensor | None
 
 
 class PeerDetector(nn.Module):
@@ -172,7 +176,6 @@ class PeerDetector(nn.Module):
         execution: str | None = "dense",
         keep_ratio: float | None = None,
         progress: float = 1.0,
-        totals: Mapping[str, Tensor] | None = None,
     ) -> PeerOutput:
         """Detects objects, see ``Detector.forward``; nothing is pruned.
 
@@ -183,16 +186,11 @@ class PeerDetector(nn.Module):
             raise ValueError(f"the peer runs dense only, got execution={execution!r}")
         if padding_mask is not None and padding_mask.any():
             raise ValueError("the peer needs images of one size: set data.size to what all have")
-        labels, step = None, StepTotals(totals)
+        labels = None
         if targets is not None:
             names = {"class_labels": "labels", "boxes": "boxes"}
             labels = [{new: target[name] for new, name in names.items()} for target in targets]
         out = self.network(pixel_values=(images - 0.5) / 0.5, labels=labels)
-        losses = {}
-        if targets is not None:
-            # Hugging Face divides by the objects of the batch; a step may have more batches.
-            own = out.loss.new_tensor(float(sum(len(target["labels"]) for target in targets)))
-            losses["loss"] = out.loss * own.clamp(min=1.0) / step.divisor("objects", own)
         height, width = images.shape[-2:]
         cells = [[height // s * (width // s) for s in STRIDES]] * len(images)
         tokens = torch.tensor(cells, device=images.device)
@@ -202,9 +200,25 @@ class PeerDetector(nn.Module):
             torch.ones(out.logits.shape[:2], dtype=torch.bool, device=images.device),
             tokens,
             tokens,
-            losses,
-            step.own,
+            "dense",
+            out.loss,
         )
+
+
+def peer_criterion(
+    output: PeerOutput,
+    targets: Sequence[Mapping[str, Any]],
+    totals: StepTotals | None = None,
+    teacher: None = None,
+) -> dict[str, Tensor]:
+    """Returns Hugging Face's loss, called as a ``losses.Criterion``.
+
+    It divides by the objects of the batch; a step may have more batches.
+    """
+    assert output.loss is not None
+    totals = StepTotals() if totals is None else totals
+    own = output.loss.new_tensor(float(sum(len(target["labels"]) for target in targets)))
+    return {"loss": output.loss * own.clamp(min=1.0) / totals.divisor("objects", own)}
 
 
 def released_names(model: RTDetrV2ForObjectDetection) -> dict[str, Tensor]:

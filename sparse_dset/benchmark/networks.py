@@ -19,6 +19,7 @@ from sparse_dset.benchmark.peers import (
     cross_attentions,
     installed,
 )
+from sparse_dset.config import build_criterion
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.export import export_onnx
 from sparse_dset.ops import (
@@ -187,6 +188,7 @@ def training_cases(
     Every image has 16 objects; no optimiser's step is taken.
     """
     model.train()
+    criterion = build_criterion()
     targets = [
         {
             "labels": torch.randint(model.num_classes, (16,)),
@@ -199,7 +201,7 @@ def training_cases(
         def run(x: Tensor) -> None:
             with torch.enable_grad():
                 out = model(x, targets, execution=execution, keep_ratio=keep)
-                torch.stack(list(out.losses.values())).sum().backward()
+                torch.stack(list(criterion(out, targets).values())).sum().backward()
             model.zero_grad()
 
         return run

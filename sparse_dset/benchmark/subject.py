@@ -15,7 +15,7 @@ from sparse_dset.checks import check_number
 from sparse_dset.command_line import task_overrides
 from sparse_dset.config import build_from_config
 from sparse_dset.data.coco import CocoDetection
-from sparse_dset.data.view import view_of
+from sparse_dset.data.view import view_of, view_of_detector
 from sparse_dset.engine.calibrate import calibrated
 from sparse_dset.engine.checkpoint import (
     detector_config,
@@ -58,7 +58,7 @@ class Subject:
             "weights": weights_name(plain["checkpoint"]),
             "overrides": " ".join(model_overrides()),
             "data": str(self.dataset.annotations) if self.dataset else "random images",
-            "view": (view_of(self.dataset) if self.dataset else self.model.view).mode,
+            "view": (view_of(self.dataset) if self.dataset else view_of_detector(self.model)).mode,
             "size": list(self.images.shape[-2:]),
             "batch_size": plain["batch_size"],
             "threads": torch.get_num_threads(),
@@ -88,7 +88,7 @@ def open_subject(
     """
     model, config = open_detector(plain)
     # Nothing was validated yet with random weights: there the data says how it is seen.
-    view = None if plain["checkpoint"] is None else model.view
+    view = None if plain["checkpoint"] is None else view_of_detector(model)
     dataset = find_validation_set(plain.get("data"), config, size, view)
     if selection_of(plain) and dataset is not None and isinstance(model.pruner.selector, ByContent):
         loader = evaluation_loader(dataset, plain["eval_batch_size"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -62,6 +64,15 @@ class View:
         read = "" if self.reader == ImageReader() else f", read by {self.reader}"
         return f"{verb} {height}x{width} (height x width){read}"
 
+    def read(self, picture: str | Path | Image.Image) -> Tensor:
+        """Returns the pixels of a picture, uint8 ``[3, H, W]``, in its own size.
+
+        Raises:
+            ImageReadError: a file cannot be read; the message names it.
+        """
+        convert = self.reader.convert if isinstance(picture, Image.Image) else self.reader.read
+        return convert(picture)  # type: ignore[arg-type]
+
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """Returns the size, without padding, that a picture of height x width is resized to."""
         return self.size if self.mode == "stretch" else fitted_size((height, width), self.size)
@@ -110,6 +121,17 @@ def recorded_view(val: Mapping[str, Any] | None) -> View | None:
     settings.pop("_target_", None)
     reader = ImageReader(**settings)
     return View(transforms["size"], "stretch" if mode == "fixed" else mode, reader)
+
+
+def view_of_detector(detector: Any) -> View:
+    """Returns the view that a detector has.
+
+    Raises:
+        ValueError: it has another kind of view, which a checkpoint could not say of itself.
+    """
+    if isinstance(detector.view, View):
+        return detector.view
+    raise ValueError(f"model.view must be a sparse_dset.data.view.View, got {detector.view!r}")
 
 
 def view_of(dataset: Any) -> View:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparse_dset.checks import check_has_values
 from sparse_dset.config import build_from_config, with_pruner
 from sparse_dset.data.view import View, recorded_view
+from sparse_dset.engine.old_configs import in_present_form
 from sparse_dset.files import atomic_write
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.rtdetr_names import spread_to_experts
@@ -67,6 +68,8 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Any]:
     """
     content = _read(Path(expand_home(path)), trust)
     _check_entries(content, path)
+    if content.get("config"):
+        content["config"] = in_present_form(content["config"])
     if content.get("half") and content.get("model") is not None:
         content["model"] = {name: _widen(value) for name, value in content["model"].items()}
     return content

@@ -55,6 +55,7 @@ def check_plan(plain: Mapping[str, Any]) -> None:
             "train.pruning.ratio=random has nothing to draw: train with pruner.selector=batch, "
             "whose counts follow the content too, and choose another with scripts/calibrate.py"
         )
+    instantiate(plain["losses"])
     described = {"model": {**plain["model"], "class_names": None}}  # the data decides the classes
     model = None if plain["peer"] else build_from_config(described, pretrained=False)
     from_scratch = plain["weights"] is None and not plain["resume"]

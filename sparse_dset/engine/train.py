@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -57,8 +57,9 @@ from sparse_dset.engine.randomness import (
 )
 from sparse_dset.engine.resume import changed_settings
 from sparse_dset.engine.step_values import PassNumbers, step_values
+from sparse_dset.engine.teacher import teacher_maps
 from sparse_dset.files import atomic_write
-from sparse_dset.losses.totals import over_the_step
+from sparse_dset.losses.totals import StepTotals, over_the_step
 from sparse_dset.models.detector import EXECUTIONS
 from sparse_dset.models.synced_norm import SyncedBatchNorm
 from sparse_dset.models.wrapped_names import without_wrappers
@@ -227,6 +228,7 @@ class Trainer:
 
     Args:
         model: the detector, on the CPU; it is moved to the device.
+        criterion: the losses of a forward pass, called as a ``losses.Criterion``.
         train_set: the training images.
         val_set: the images to evaluate on; None skips evaluation.
         config: the loop's settings.
@@ -245,6 +247,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
+        criterion: Callable[..., dict[str, Tensor]],
         train_set: Dataset,
         val_set: Dataset | None,
         *,
@@ -261,6 +264,7 @@ class Trainer:
         self.val_set = val_set
         self.folder = Path(config.output_dir)
         self.model = model.to(device)
+        self.criterion = criterion
         self.ema = ModelEMA(self.model, config.ema_decay, config.ema_tau)
         self.network = self._wrap()
         self.steps_per_epoch = math.ceil(len(self._batches(0)) / config.accumulate)
@@ -486,7 +490,11 @@ class Trainer:
             return None
         distributed.share_buffers(self.model)  # as the first of the passes does
         random, buffers = rng_state(), [buffer.clone() for buffer in self.model.buffers()]
-        passes = [self._run(self.model, batch, progress, keep_ratio).totals for batch in batches]
+        passes = []
+        for batch in batches:
+            totals = StepTotals()
+            self._run(self.model, batch, progress, keep_ratio, totals)
+            passes.append(totals.own)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
         set_rng_state(random)
@@ -506,13 +514,12 @@ class Trainer:
         totals: dict[str, Tensor] | None,
     ) -> tuple[Tensor, PassNumbers]:
         """The total loss of a forward pass, and what is printed of it."""
-        out = self._run(self.network, batch, progress, keep_ratio, totals)
-        terms = list(out.losses.values())
+        out, terms = self._run(self.network, batch, progress, keep_ratio, StepTotals(totals))
         if not terms:
-            raise ValueError("the model returned no losses; out.losses must have at least one term")
-        total = torch.stack([term.float() for term in terms]).sum()
-        numbers = torch.stack([t.detach().float() for t in terms]).tolist()
-        losses = dict(zip(out.losses, numbers, strict=True))
+            raise ValueError("the criterion returned no losses; it must return at least one")
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        numbers = torch.stack([term.detach().float() for term in terms.values()]).tolist()
+        losses = dict(zip(terms, numbers, strict=True))
         _check_finite(losses, batch)
         return total, PassNumbers(
             losses, out.num_kept.sum(0).tolist(), out.num_tokens.sum(0).tolist()
@@ -524,24 +531,30 @@ class Trainer:
         batch: Batch,
         progress: float,
         keep_ratio: float | None,
-        totals: dict[str, Tensor] | None = None,
-    ) -> Any:
-        """The output of a forward pass, with its losses."""
+        totals: StepTotals,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The output of a forward pass, and its losses."""
         enabled = self.config.amp != "off"
         synced = SyncedBatchNorm() if self.config.sync_statistics else nullcontext()
         with (
             synced,
             torch.autocast(self.device.type, AMP_DTYPES.get(self.config.amp), enabled=enabled),
         ):
-            return network(
+            out = network(
                 batch.images,
                 batch.targets,
                 padding_mask=batch.padding_mask,
                 execution=self.config.execution if progress > 0 else "dense",
                 keep_ratio=keep_ratio,
                 progress=progress,
-                totals=totals,
             )
+            teacher = None
+            if self._needs_teacher(out):
+                teacher = teacher_maps(self.model, batch.images, batch.padding_mask)  # type: ignore[arg-type]
+            return out, self.criterion(out, batch.targets, totals, teacher)
+
+    def _needs_teacher(self, out: Any) -> bool:
+        return bool(getattr(self.criterion, "distill", 0)) and out.execution != "dense"
 
     def _update(self, batches: list[Batch]) -> float:
         """Clips and applies the gradients; gives their norm before the clipping."""

@@ -1,151 +1,161 @@
-"""The losses of the matched queries."""
+"""All losses of the detector in one place, outside of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from sparse_dset.losses.matcher import HungarianMatcher, Matches
+from sparse_dset.checks import check_number
+from sparse_dset.losses.balance import load_balance_loss, router_counts
+from sparse_dset.losses.cass import CassLoss
+from sparse_dset.losses.dense import DenseSupervision
+from sparse_dset.losses.distill import distillation_loss
+from sparse_dset.losses.matched import SetCriterion
+from sparse_dset.losses.matcher import HungarianMatcher
 from sparse_dset.losses.totals import StepTotals
-from sparse_dset.losses.varifocal import varifocal_loss
-from sparse_dset.structures.boxes import box_giou, box_iou, box_l1
-from sparse_dset.structures.targets import PaddedTargets
-
-if TYPE_CHECKING:
-    from sparse_dset.structures.outputs import DenoisingPredictions, DenoisingQueries, Predictions
-
-DEFAULT_WEIGHTS = {"vfl": 1.0, "bbox": 5.0, "giou": 2.0}
+from sparse_dset.structures.geometry import Geometry
+from sparse_dset.structures.maps import FeatureMap
+from sparse_dset.structures.outputs import DetectorOutput, RouterStats
+from sparse_dset.structures.targets import PaddedTargets, pad_targets
 
 
-class SetCriterion(nn.Module):
-    """Varifocal, L1 and GIoU losses of every layer, as in RT-DETR (Zhao et al., CVPR 2024).
+class Criterion:
+    """Detection, token supervision, load balance, dense supervision, and distillation.
 
-    The target of a matched query's class is the IoU of its box. Every layer is matched on its own;
-    the denoising queries know their objects. Everything is computed in float32.
+    Args:
+        matched: the losses of the matched queries.
+        cass: trains the token scores; None: they are not trained.
+        dense: one-to-many supervision of every token, where the network predicts from them; None:
+            off.
+        balance_encoder, balance_decoder: weights of the load-balance losses.
+        distill: weight of what the kept tokens are to learn from the same network run dense; 0:
+            no teacher is needed.
     """
 
     def __init__(
         self,
-        matcher: HungarianMatcher,
-        weights: Mapping[str, float] = DEFAULT_WEIGHTS,
-        alpha: float = 0.75,
-        gamma: float = 2.0,
+        matched: SetCriterion,
+        cass: CassLoss | None = None,
+        dense: DenseSupervision | None = None,
+        balance_encoder: float = 0.0005,
+        balance_decoder: float = 0.01,
+        distill: float = 0.0,
     ) -> None:
-        """
-        Args:
-            matcher: finds each layer's pairs.
-            weights: of the parts "vfl", "bbox" and "giou", all three.
-            alpha, gamma: of the varifocal loss's negatives.
+        self.matched = matched
+        self.cass = cass
+        self.dense = dense
+        self.balance_encoder = balance_encoder
+        self.balance_decoder = balance_decoder
+        self.distill = distill
 
-        Raises:
-            ValueError: ``weights`` has other keys.
-        """
-        super().__init__()
-        if set(weights) != set(DEFAULT_WEIGHTS):
-            raise ValueError(
-                f"weights must have the keys {sorted(DEFAULT_WEIGHTS)}, got {sorted(weights)}"
-            )
-        self.matcher = matcher
-        self.weights = dict(weights)
-        self.alpha = alpha
-        self.gamma = gamma
-
-    def forward(
+    def __call__(
         self,
-        layers: Sequence[Predictions],
-        encoder: Predictions,
-        query_mask: Tensor,
-        targets: PaddedTargets,
-        denoising: DenoisingPredictions | None = None,
+        output: DetectorOutput,
+        targets: Sequence[Mapping[str, Any]],
         totals: StepTotals | None = None,
+        teacher: Sequence[FeatureMap] | None = None,
     ) -> dict[str, Tensor]:
-        """Computes all losses.
+        """Returns the weighted losses by name, float32 scalars; their sum is to be minimised.
 
         Args:
-            layers: the decoder layers' predictions, first to last.
-            encoder: the predictions of the selected encoder tokens.
-            query_mask: bool ``[B, Q]``, True = a real query; the others take no part.
-            targets: the batch's targets.
-            denoising: the denoising predictions, if there are any.
-            totals: of the step; None: this is all of it.
-
-        Returns:
-            Weighted scalars ``loss_vfl``, ``loss_bbox`` and ``loss_giou`` of the last layer, and
-            the same with the suffixes ``_aux_{i}`` (earlier layers), ``_enc`` and ``_dn_{i}``.
+            output: of a forward pass that was given the same targets.
+            targets: see ``Detector.forward``.
+            totals: what each loss is divided by, and where it notes what it has counted; None:
+                this forward pass is all of its step.
+            teacher: the maps that those of ``output.supervised`` are to resemble; None: they
+                learn from nobody.
 
         Raises:
-            RuntimeError: predictions are not finite.
+            ValueError: the forward pass was given no targets.
         """
-        suffixes = [*(f"_aux_{index}" for index in range(len(layers) - 1)), "", "_enc"]
-        predictions = [*layers, encoder]
-        matches = self.matcher(predictions, query_mask, targets)
-        totals = StepTotals() if totals is None else totals
-        num_boxes = totals.divisor("objects", targets.mask.sum().float())
-        losses: dict[str, Tensor] = {}
-        for suffix, layer, pairs in zip(suffixes, predictions, matches, strict=True):
-            losses |= self._layer(layer, pairs, query_mask, targets, num_boxes, suffix)
-        if denoising is not None:
-            losses |= self._denoising(denoising, targets, num_boxes)
-        return losses
-
-    def _denoising(
-        self, denoising: DenoisingPredictions, targets: PaddedTargets, num_boxes: Tensor
-    ) -> dict[str, Tensor]:
-        queries = denoising.queries
-        pairs = _known_matches(queries)
-        # Every object stands in several groups, and crowded images give only some of theirs. Each
-        # pass has groups of its own number; an object weighs the same in all of them.
-        copies = queries.positive.sum() / targets.mask.sum()
-        losses: dict[str, Tensor] = {}
-        for index, layer in enumerate(denoising.layers):
-            losses |= self._layer(
-                layer,
-                pairs,
-                queries.query_mask,
-                targets,
-                num_boxes * copies,
-                f"_dn_{index}",
+        out = output.supervised
+        if out is None:
+            raise ValueError(
+                "the output holds nothing to learn from: give the targets to the forward pass too"
             )
+        totals = StepTotals() if totals is None else totals
+        logits = output.pred_logits
+        padded = pad_targets(targets, logits.shape[-1], logits.device)
+        decoder = out.decoder
+        losses = self.matched(
+            decoder.layers, decoder.encoder, decoder.query_mask, padded, decoder.denoising, totals
+        )
+        if self.cass is None:  # the scorer gets zero gradients: distributed training waits for them
+            nothing = sum(0.0 * scores.float().sum() for scores in out.token_scores)
+            losses["loss_vfl"] = losses["loss_vfl"] + nothing
+        else:
+            losses["loss_cass"] = _cass(self.cass, out.token_scores, out.geometry, padded, totals)
+        if out.router_stats:
+            balance = _balance(out.router_stats, totals, "balance_encoder")
+            losses["loss_balance_encoder"] = self.balance_encoder * balance
+        if decoder.router_stats:
+            balance = _balance(decoder.router_stats, totals, "balance_decoder")
+            losses["loss_balance_decoder"] = self.balance_decoder * balance
+        if self.dense is not None and out.dense is not None:
+            losses |= self.dense(out.dense, padded, totals)
+        if teacher is not None:
+            losses["loss_distill"] = self.distill * distillation_loss(out.maps, teacher, totals)
         return losses
 
-    def _layer(
-        self,
-        predictions: Predictions,
-        pairs: Matches,
-        query_mask: Tensor,
-        targets: PaddedTargets,
-        num_boxes: Tensor,
-        suffix: str,
-    ) -> dict[str, Tensor]:
-        boxes = predictions.boxes[pairs.batch_index, pairs.query_index].float()
-        objects = targets.boxes[pairs.batch_index, pairs.target_index]
-        quality = box_iou(boxes.detach(), objects)
-        labels = targets.labels[pairs.batch_index, pairs.target_index]
-        parts = {
-            "vfl": self._classification(predictions.logits, pairs, labels, quality, query_mask),
-            "bbox": box_l1(boxes, objects).sum(),
-            "giou": (1 - box_giou(boxes, objects)).sum(),
-        }
-        return {
-            f"loss_{name}{suffix}": self.weights[name] * value / num_boxes
-            for name, value in parts.items()
-        }
 
-    def _classification(
-        self, logits: Tensor, pairs: Matches, labels: Tensor, quality: Tensor, query_mask: Tensor
-    ) -> Tensor:
-        # Masked queries may hold any number, even an infinite one.
-        logits = logits.float().masked_fill(~query_mask[..., None], 0.0)
-        score = logits.new_zeros(logits.shape)
-        score[pairs.batch_index, pairs.query_index, labels] = quality
-        positive = logits.new_zeros(logits.shape)
-        positive[pairs.batch_index, pairs.query_index, labels] = 1.0
-        loss = varifocal_loss(logits, score, positive, self.alpha, self.gamma)
-        return (loss * query_mask[..., None]).sum()
+def _cass(
+    cass: CassLoss,
+    token_scores: Sequence[Tensor],
+    geometry: Geometry,
+    targets: PaddedTargets,
+    totals: StepTotals,
+) -> Tensor:
+    """The mean over the levels that decide."""
+    levels = range(-len(token_scores), 0)
+    valid, extents = geometry.valid_masks(), geometry.extents()
+    losses = [
+        cass(scores, valid[level], targets, extents[:, level], totals, f"cass_{level}")
+        for level, scores in zip(levels, token_scores, strict=True)
+    ]
+    return torch.stack(losses).mean()
 
 
-def _known_matches(queries: DenoisingQueries) -> Matches:
-    batch_index, query_index = queries.positive.nonzero(as_tuple=True)
-    return Matches(batch_index, query_index, queries.target_index[batch_index, query_index])
+def _balance(stats: Sequence[RouterStats], totals: StepTotals, name: str) -> Tensor:
+    """The mean over the layers."""
+    own = torch.stack([router_counts(s.experts, s.probs.shape[1]) for s in stats])
+    counts = totals.mean(name, own)
+    losses = [
+        load_balance_loss(s.probs, s.experts, s.probs.shape[1], layer)
+        for s, layer in zip(stats, counts, strict=True)
+    ]
+    return sum(losses[1:], losses[0]) / len(losses)
+
+
+def make_criterion(
+    *,
+    vfl: float = 1.0,
+    bbox: float = 5.0,
+    giou: float = 2.0,
+    cass: CassLoss | None = None,
+    dense_cls: float = 1.0,
+    dense_box: float = 2.0,
+    balance_encoder: float = 0.0005,
+    balance_decoder: float = 0.01,
+    distill: float = 0.0,
+) -> Criterion:
+    """Makes all losses from flat settings; dense supervision is off when both its weights are 0.
+
+    Raises:
+        ValueError: a weight is negative.
+    """
+    weights = {"vfl": vfl, "bbox": bbox, "giou": giou}
+    others = {
+        "dense_cls": dense_cls,
+        "dense_box": dense_box,
+        "balance_encoder": balance_encoder,
+        "balance_decoder": balance_decoder,
+        "distill": distill,
+    }
+    for name, value in {**weights, **others}.items():
+        check_number(f"losses.{name}", value, at_least=0)
+    dense = DenseSupervision(dense_cls, dense_box) if dense_cls or dense_box else None
+    matched = SetCriterion(HungarianMatcher(), weights)
+    return Criterion(matched, cass, dense, balance_encoder, balance_decoder, distill)

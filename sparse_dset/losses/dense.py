@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_dset.losses.totals import StepTotals
 from sparse_dset.losses.varifocal import varifocal_loss
 from sparse_dset.structures.boxes import box_giou, box_iou, box_l1
+from sparse_dset.structures.outputs import DensePredictions
 from sparse_dset.structures.targets import PaddedTargets
 
 # Floors that keep every candidate's alignment above 0, so that an object whose candidates do not
 # overlap it yet is still learnt.
 _MIN_SCORE = 1e-4
 _MIN_OVERLAP = 0.01
-_PRIOR = 0.01
 
 
 @torch.no_grad()
@@ -100,13 +98,11 @@ def _quality(overlap: Tensor, alignment: Tensor, target_index: Tensor, assigned:
     return token_alignment * scale.gather(1, target_index)
 
 
-class DenseSupervision(nn.Module):
-    """Predicts classes and boxes from every token, with heads of its own that inference drops."""
+class DenseSupervision:
+    """One-to-many supervision of what every token predicts."""
 
     def __init__(
         self,
-        width: int,
-        num_classes: int,
         weight_cls: float = 1.0,
         weight_box: float = 2.0,
         topk: int = 10,
@@ -114,47 +110,24 @@ class DenseSupervision(nn.Module):
     ) -> None:
         """
         Args:
-            width: C of the token features.
-            num_classes: K.
             weight_cls, weight_box: weights of the two losses.
             topk, radius: see ``task_aligned_assign``.
         """
-        super().__init__()
         self.weight_cls = weight_cls
         self.weight_box = weight_box
         self.topk = topk
         self.radius = radius
-        self.class_head = _head(width, num_classes)
-        self.box_head = _head(width, 4)
-        self._init_heads()
 
-    def _init_heads(self) -> None:
-        """Starts at a probability of 0.01 for every class, and with the anchors as boxes."""
-        for head, bias in (
-            (self.class_head, math.log(_PRIOR / (1 - _PRIOR))),
-            (self.box_head, 0.0),
-        ):
-            last = head[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.constant_(last.bias, bias)
-
-    def forward(
+    def __call__(
         self,
-        features: Tensor,
-        anchors: Tensor,
-        centers: Tensor,
-        token_sizes: Tensor,
-        token_mask: Tensor,
+        predictions: DensePredictions,
         targets: PaddedTargets,
         totals: StepTotals | None = None,
     ) -> dict[str, Tensor]:
         """Computes the weighted losses.
 
         Args:
-            features: ``[B, T, C]``; T may be 0.
-            anchors: ``[B, T, 4]``, cxcywh before the sigmoid; not finite only where masked.
-            centers, token_sizes, token_mask: see ``task_aligned_assign``.
+            predictions: of every token.
             targets: the batch's targets.
             totals: of the step; None: this is all of it.
 
@@ -162,14 +135,13 @@ class DenseSupervision(nn.Module):
             ``loss_dense_cls`` (varifocal) and ``loss_dense_box`` (1 - GIoU + L1, weighted by the
             quality), float32 scalars divided by the sum of the qualities (at least 1).
         """
-        logits = self.class_head(features).float()
-        boxes = (self.box_head(features).float() + anchors.float()).sigmoid()
+        logits, boxes = predictions.logits, predictions.boxes
         target_index, quality = task_aligned_assign(
             logits.sigmoid(),
             boxes,
-            centers,
-            token_sizes,
-            token_mask,
+            predictions.centers,
+            predictions.cell_sizes,
+            predictions.mask,
             targets,
             topk=self.topk,
             radius=self.radius,
@@ -184,7 +156,7 @@ class DenseSupervision(nn.Module):
         positive = torch.zeros_like(logits)
         positive[batch, token, labels] = 1.0
         loss_cls = varifocal_loss(logits, score, positive, alpha=0.75, gamma=2.0)
-        loss_cls = (loss_cls * token_mask[..., None]).sum()
+        loss_cls = (loss_cls * predictions.mask[..., None]).sum()
 
         found, objects = boxes[batch, token], targets.boxes[batch, target]
         loss_box = (weight * (1 - box_giou(found, objects) + box_l1(found, objects))).sum()
@@ -194,9 +166,3 @@ class DenseSupervision(nn.Module):
             "loss_dense_cls": self.weight_cls * loss_cls / divisor,
             "loss_dense_box": self.weight_box * loss_box / divisor,
         }
-
-
-def _head(width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, outputs)
-    )

@@ -5,22 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse_dset.checks import check_number, check_size
-from sparse_dset.data.view import View
-from sparse_dset.losses.losses import Losses
-from sparse_dset.losses.totals import StepTotals
+from sparse_dset.checks import check_number
 from sparse_dset.models.backbone import Backbone
 from sparse_dset.models.decoder.decoder import Decoder
+from sparse_dset.models.dense_head import DenseHead
 from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
 from sparse_dset.models.fuse import fuse
 from sparse_dset.models.modes import change_of_mode, switched_to_evaluation
-from sparse_dset.models.predict import Detections, Picture, predict
+from sparse_dset.models.predict import Detections, Picture, PictureView, predict
 from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
 from sparse_dset.models.pruner.scorer import LEVELS
 from sparse_dset.models.rtdetr_names import place_rtdetr
@@ -29,43 +26,11 @@ from sparse_dset.ops import resolve_backend, use_backend
 from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested, enlarged
 from sparse_dset.structures.geometry import Geometry, pad_batch
 from sparse_dset.structures.maps import FeatureMap
-from sparse_dset.structures.outputs import RouterStats
+from sparse_dset.structures.outputs import DetectorOutput, RouterStats, SupervisedOutput
 from sparse_dset.structures.pixels import wrong_range
 from sparse_dset.structures.targets import pad_targets
 
 EXECUTIONS = ("dense", "dense_scatter", "sparse", "masked", "auto")
-
-
-@dataclass(frozen=True)
-class DetectorOutput:
-    """What the detector returns.
-
-    Attributes:
-        pred_logits: ``[B, Q, K]`` before the sigmoid, at least float32.
-        pred_boxes: ``[B, Q, 4]``, cxcywh in [0, 1] of each image without its padding.
-        query_mask: bool ``[B, Q]``; False for the padding queries of images with fewer tokens than
-            queries, whose logits are very low.
-        token_scores: logits ``[B, H_l, W_l]`` of the levels that decide, finest first; None when
-            nothing asked for them.
-        kept: bool ``[B, H_l, W_l]`` per level, finest first: the tokens that were kept.
-        num_kept: int64 ``[B, L]``, how many of them.
-        num_tokens: int64 ``[B, L]``, how many there were without padding.
-        losses: weighted losses by name; empty without targets.
-        totals: what the losses have counted in this batch, by name; see ``losses.totals``.
-        execution, backend: what ran; the backend is that of the sparse operators.
-    """
-
-    pred_logits: Tensor
-    pred_boxes: Tensor
-    query_mask: Tensor
-    token_scores: tuple[Tensor, ...] | None
-    kept: tuple[Tensor, ...]
-    num_kept: Tensor
-    num_tokens: Tensor
-    losses: dict[str, Tensor]
-    totals: dict[str, Tensor]
-    execution: str
-    backend: str
 
 
 class Detector(nn.Module):
@@ -77,12 +42,11 @@ class Detector(nn.Module):
         pruner: called with the backbone's channels.
         encoder: called with those of the last three levels.
         decoder: called with K.
-        losses: called with K.
+        view: how ``predict``, and whatever measures the detector, brings pictures to a size.
+        dense_head: in training, predict classes and boxes from every token too.
         execution: the default, one of ``EXECUTIONS``.
         backend, algorithm: of the sparse convolutions, see ``ops.use_backend``.
         class_names: for ``predict``; None: "0", "1", ...
-        image_size: (height, width) of the view where none is given: pictures are stretched to it.
-        view: how ``predict``, and whatever measures the detector, brings pictures to a size.
     """
 
     def __init__(
@@ -92,13 +56,12 @@ class Detector(nn.Module):
         pruner: Callable[[Sequence[int]], Pruner],
         encoder: Callable[[Sequence[int]], HybridEncoder],
         decoder: Callable[[int], Decoder],
-        losses: Callable[[int], Losses],
+        view: PictureView,
+        dense_head: bool = False,
         execution: str = "sparse",
         backend: str = "auto",
         algorithm: str = "auto",
         class_names: Sequence[str] | None = None,
-        image_size: Sequence[int] = (640, 640),
-        view: View | None = None,
     ) -> None:
         super().__init__()
         self.is_fused = False
@@ -107,10 +70,9 @@ class Detector(nn.Module):
             raise ValueError(f"model.class_names must be a list, got {class_names!r}")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"{len(class_names)} class names for num_classes = {num_classes}")
-        check_size("model.image_size", image_size)
         self.num_classes = num_classes
         self.class_names = tuple(class_names or map(str, range(num_classes)))
-        self.view = view or View(tuple(image_size))  # type: ignore[arg-type]
+        self.view = view
         self.execution = _check_execution(execution)
         with use_backend(backend, algorithm):  # an unknown or missing one is an error now
             self.backend, self.algorithm = backend, algorithm
@@ -120,7 +82,10 @@ class Detector(nn.Module):
             self._check_late_stages()
         self.encoder = encoder(backbone.out_channels)
         self.decoder = decoder(num_classes)
-        self.losses = losses(num_classes)
+        # Their parameters have been called so in every checkpoint.
+        self.losses = nn.ModuleDict()
+        if dense_head:
+            self.losses["dense"] = DenseHead(self.decoder.width, num_classes)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -141,7 +106,6 @@ class Detector(nn.Module):
         keep_ratio: float | None = None,
         kept: Sequence[Tensor] | None = None,
         progress: float = 1.0,
-        totals: Mapping[str, Tensor] | None = None,
     ) -> DetectorOutput:
         """Detects objects.
 
@@ -150,7 +114,8 @@ class Detector(nn.Module):
                 backbone's own. Padded here to multiples of 32. On a CPU, values that can't be
                 pixels are warned of; ``predict`` refuses them.
             targets: one per image, with ``labels`` int64 ``[G]`` and ``boxes`` ``[G, 4]`` (cxcywh
-                in [0, 1] of the image without padding); gives ``losses``.
+                in [0, 1] of the image without padding). In training, denoising queries are made of
+                them; the output then holds what the criterion reads.
             padding_mask: bool ``[B, H, W]``, True = padding, at the right and bottom only. What is
                 predicted for an image does not depend on its padding.
             execution: one of ``EXECUTIONS``; None: the detector's own. "auto" is "dense" where the
@@ -159,8 +124,6 @@ class Detector(nn.Module):
             keep_ratio: in (0, 1], instead of the configured one.
             kept: forces the kept tokens: bool ``[B, H_l, W_l]`` per level, finest first, nested.
             progress: in [0, 1], how far pruning is on its way from keeping all (0) to its target.
-            totals: what the losses are divided by, where the batch is but a part of a training
-                step: the ``totals`` of all its batches, added up by ``losses.totals``.
 
         Raises:
             ValueError: an argument is out of range or has another shape than expected.
@@ -180,16 +143,7 @@ class Detector(nn.Module):
         backend = resolve_backend(self.backend, images.device, dtype)
         with use_backend(backend, self.algorithm):
             selector = self._selector(execution, keep_ratio, progress)
-            return self._run(
-                images,
-                targets,
-                padding_mask,
-                execution,
-                selector,
-                kept,
-                backend,
-                StepTotals(totals),
-            )
+            return self._run(images, targets, padding_mask, execution, selector, kept, backend)
 
     def run_for_export(self, images: Tensor) -> DetectorOutput:
         """Runs the dense execution in plain PyTorch, as ``export_onnx`` captures it.
@@ -199,8 +153,7 @@ class Detector(nn.Module):
         """
         selector = self._selector("dense", None, 1.0)
         with use_backend("reference", self.algorithm):
-            nothing = StepTotals()
-            return self._run(images, None, None, "dense", selector, None, "reference", nothing)
+            return self._run(images, None, None, "dense", selector, None, "reference")
 
     def _run(
         self,
@@ -211,7 +164,6 @@ class Detector(nn.Module):
         selector: TokenSelector,
         kept: Sequence[Tensor] | None,
         backend: str,
-        totals: StepTotals,
     ) -> DetectorOutput:
         images, geometry = pad_batch(self._as_weights(images), padding_mask)
         valid = geometry.valid_masks()
@@ -232,32 +184,19 @@ class Detector(nn.Module):
         if decision is not None and kept is None and execution != "dense":
             scores = decision.token_scores
         maps, router_stats = self._encode(early, scores, kept_masks, valid, execution, geometry)
-        teacher = None
-        learns = padded_targets is not None and self.training and execution != "dense"
-        if learns and self.losses.distill:
-            with (
-                torch.no_grad(),
-                switched_to_evaluation(self.backbone),
-                switched_to_evaluation(self.encoder),
-            ):
-                teacher, _ = self._encode(early, None, valid, valid, "dense", geometry)
         memory = self.decoder.read(maps)
         output = self.decoder(memory, geometry, padded_targets)
-
-        losses = {}
-        if padded_targets is not None:
-            assert decision is not None
-            losses = self.losses(
-                output,
-                router_stats,
-                decision.token_scores,
-                memory,
-                geometry,
-                padded_targets,
-                totals,
+        supervised = None
+        if decision is not None and padded_targets is not None:
+            dense = self.losses["dense"](memory, geometry) if self._predicts_densely else None
+            supervised = SupervisedOutput(
+                decoder=output,
+                router_stats=tuple(router_stats),
+                token_scores=decision.token_scores,
+                dense=dense,
+                maps=tuple(maps),
+                geometry=geometry,
             )
-            if teacher is not None:
-                losses["loss_distill"] = self.losses.distillation(maps, teacher, totals)
         return DetectorOutput(
             pred_logits=output.layers[-1].logits,
             pred_boxes=output.layers[-1].boxes,
@@ -266,11 +205,27 @@ class Detector(nn.Module):
             kept=kept_masks,
             num_kept=torch.stack([m.flatten(1).sum(1) for m in kept_masks], 1),
             num_tokens=torch.stack([m.flatten(1).sum(1) for m in valid], 1),
-            losses=losses,
-            totals=totals.own,
+            supervised=supervised,
             execution=execution,
             backend=backend,
         )
+
+    @property
+    def _predicts_densely(self) -> bool:
+        return self.training and "dense" in self.losses
+
+    @torch.no_grad()
+    def dense_maps(self, images: Tensor, padding_mask: Tensor | None = None) -> list[FeatureMap]:
+        """Returns the neck's maps of the dense execution: what pruned ones can be compared with.
+
+        Args:
+            images, padding_mask: see ``forward``.
+        """
+        images, geometry = pad_batch(self._as_weights(images), padding_mask)
+        valid = geometry.valid_masks()
+        with use_backend(self.backend, self.algorithm):
+            early = self._extract(images, range(self.pruner.num_early), geometry)
+            return self._encode(early, None, valid, valid, "dense", geometry)[0]
 
     def score_tokens(
         self, images: Tensor, padding_mask: Tensor | None = None

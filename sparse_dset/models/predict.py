@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import torch
 from PIL import Image
@@ -13,7 +13,6 @@ from torchvision.transforms.v2 import functional as F
 from typing_extensions import NotRequired
 
 from sparse_dset.checks import check_number
-from sparse_dset.data.images import ImageReader
 from sparse_dset.models.modes import evaluation
 from sparse_dset.models.postprocess import SELECTED, select_detections
 from sparse_dset.structures.geometry import pad_images
@@ -25,6 +24,26 @@ if TYPE_CHECKING:
 Picture = str | Path | Image.Image | Tensor
 CELL = 32
 """Pixels, as the detector sees a picture, of a side of the cells that ``kept`` tells of."""
+
+
+class PictureView(Protocol):
+    """How a detector sees pictures, see ``data.view.View``."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+
+    def with_size(self, size: Sequence[int]) -> PictureView:
+        """Returns the view with another (height, width)."""
+
+    def read(self, picture: str | Path | Image.Image) -> Tensor:
+        """Returns the pixels of a picture, uint8 ``[3, H, W]``."""
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the size, without padding, that a picture of height x width is resized to."""
+
+    def resized(self, image: Tensor) -> Tensor:
+        """Returns a picture ``[3, H, W]``, uint8 or float, in its size without padding."""
 
 
 class Detections(TypedDict):
@@ -101,7 +120,7 @@ def _detect(
     device: torch.device,
     options: dict[str, Any],
 ) -> Iterator[Detections]:
-    tensors = [_to_tensor(picture, model.view.reader) for picture in pictures]
+    tensors = [_to_tensor(picture, model.view) for picture in pictures]
     sizes = [(t.shape[-2], t.shape[-1]) for t in tensors]
     seen = [model.view.size_of(*size) for size in sizes]
     resized = [F.to_dtype(model.view.resized(t), torch.float32, scale=True) for t in tensors]
@@ -130,11 +149,9 @@ def _detect(
         )
 
 
-def _to_tensor(picture: Picture, reader: ImageReader) -> Tensor:
-    if isinstance(picture, (str, Path)):
-        return reader.read(picture)
-    if isinstance(picture, Image.Image):
-        return reader.convert(picture)
+def _to_tensor(picture: Picture, view: PictureView) -> Tensor:
+    if isinstance(picture, str | Path | Image.Image):
+        return view.read(picture)
     if not isinstance(picture, Tensor):
         raise ValueError(
             f"an image must be a path, a PIL image or a tensor, got a {type(picture).__name__}"

@@ -1,10 +1,13 @@
-"""What the network hands to the losses."""
+"""What the network returns, and what the criterion reads of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from sparse_dset.structures.geometry import Geometry
+from sparse_dset.structures.maps import FeatureMap
 
 
 @dataclass(frozen=True)
@@ -100,3 +103,73 @@ class TokenRows:
     rows: Tensor
     sites: Tensor
     table: Tensor
+
+
+@dataclass(frozen=True)
+class DensePredictions:
+    """What every token predicts, in training, beside the queries.
+
+    Attributes:
+        logits: float32 ``[B, T, K]``; T may be 0.
+        boxes: float32 ``[B, T, 4]``, cxcywh in [0, 1] of the image's own size.
+        centers: (x, y) of the tokens' cells ``[B, T, 2]``, in the same unit.
+        cell_sizes: (width, height) of the tokens' cells ``[B, T, 2]``, in the same unit.
+        mask: bool ``[B, T]``, True = a real token.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    centers: Tensor
+    cell_sizes: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class SupervisedOutput:
+    """What the criterion reads, beside the targets.
+
+    Attributes:
+        decoder: all that the decoder predicts.
+        router_stats: of the encoder's experts, one per layer that has some.
+        token_scores: logits ``[B, H_l, W_l]`` of the levels that decide, finest first.
+        dense: what every token predicts; None in evaluation, and without heads for it.
+        maps: the neck's, which distillation compares with those of a teacher.
+        geometry: where each image ends.
+    """
+
+    decoder: DecoderOutput
+    router_stats: tuple[RouterStats, ...]
+    token_scores: tuple[Tensor, ...]
+    dense: DensePredictions | None
+    maps: tuple[FeatureMap, ...]
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """What the detector returns.
+
+    Attributes:
+        pred_logits: ``[B, Q, K]`` before the sigmoid, at least float32.
+        pred_boxes: ``[B, Q, 4]``, cxcywh in [0, 1] of each image without its padding.
+        query_mask: bool ``[B, Q]``; False for the padding queries of images with fewer tokens than
+            queries, whose logits are very low.
+        token_scores: logits ``[B, H_l, W_l]`` of the levels that decide, finest first; None when
+            nothing asked for them.
+        kept: bool ``[B, H_l, W_l]`` per level, finest first: the tokens that were kept.
+        num_kept: int64 ``[B, L]``, how many of them.
+        num_tokens: int64 ``[B, L]``, how many there were without padding.
+        supervised: what the criterion reads; None where no targets were given.
+        execution, backend: what ran; the backend is that of the sparse operators.
+    """
+
+    pred_logits: Tensor
+    pred_boxes: Tensor
+    query_mask: Tensor
+    token_scores: tuple[Tensor, ...] | None
+    kept: tuple[Tensor, ...]
+    num_kept: Tensor
+    num_tokens: Tensor
+    supervised: SupervisedOutput | None
+    execution: str
+    backend: str

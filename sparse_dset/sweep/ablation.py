@@ -15,6 +15,7 @@ from sparse_dset.benchmark.flops import count_flops
 from sparse_dset.benchmark.table import MISSING, Table
 from sparse_dset.benchmark.validation import open_validation_set, sample_images
 from sparse_dset.data.coco import CocoDetection
+from sparse_dset.data.view import view_of_detector
 from sparse_dset.engine.calibrate import calibrated, centres_kept, kept_tokens, score_dataset
 from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS
@@ -105,7 +106,7 @@ class CalibratedCheckpoint:
         self.model: Detector = load_detector(path, pruner=settings)
         config = checkpoint["config"]
         self.dataset: CocoDetection = open_validation_set(
-            config["data"], None, config["model"]["class_names"], self.model.view
+            config["data"], None, config["model"]["class_names"], view_of_detector(self.model)
         )
         self.seed = seed
         torch.manual_seed(seed)

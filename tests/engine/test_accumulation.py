@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_dset import build_detector
+from sparse_dset import build_criterion, build_detector
 from sparse_dset.engine.optim import OptimConfig
 from sparse_dset.engine.train import PruningSchedule, TrainConfig, Trainer, prepare
 
@@ -108,6 +108,7 @@ def _step(
         warnings.simplefilter("ignore")  # a single step ends within the warm-up
         trainer = _Recorder(
             model,
+            build_criterion(overrides),
             _Crowds(counts),
             None,
             config=config,
@@ -133,7 +134,7 @@ def _assert_same_gradients(own: dict[str, Tensor], whole: dict[str, Tensor]) -> 
 @pytest.mark.parametrize(
     ("overrides", "counts"),
     [
-        (("model.execution=dense", "losses.cass.balanced=false"), CROWDS),
+        (("model.execution=dense", "losses.cass.balanced=false", "losses.distill=1.0"), CROWDS),
         (("model.execution=sparse", "pruner.keep_ratio=0.5"), CROWDS),
         (("model.execution=sparse", *EVERY_LOSS), CROWDS),
         (("model.execution=sparse", *EVERY_LOSS), (0, 0, 0, 0)),
@@ -147,6 +148,9 @@ def test_passes_add_up_to_one_large_batch(
     overrides = (NO_NOISE, *overrides)
     whole, printed, buffers = _step(tmp_path, overrides, counts, 4, 1)
     assert printed["loss"] > 0
+    assert ("loss_distill" in printed) == (
+        "losses.distill=1.0" in overrides and "model.execution=dense" not in overrides
+    )
     for batch_size in (1, 2) if counts == CROWDS else (1,):
         own, numbers, own_buffers = _step(tmp_path, overrides, counts, batch_size, 4 // batch_size)
         _assert_same_gradients(own, whole)

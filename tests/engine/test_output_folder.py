@@ -18,6 +18,7 @@ from sparse_dset.engine.checkpoint import load_checkpoint
 from sparse_dset.engine.loggers import shown
 from sparse_dset.engine.optim import OptimConfig
 from sparse_dset.engine.train import PruningSchedule, TrainConfig, Trainer, prepare
+from tests.engine.conftest import stub_criterion
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def make_trainer(
         prepare(config)
         return Trainer(
             stub_detector(),
+            stub_criterion,
             data,
             data if scores is not None else None,
             config=config,

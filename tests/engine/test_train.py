@@ -18,6 +18,7 @@ from sparse_dset.engine.checkpoint import load_checkpoint
 from sparse_dset.engine.optim import OptimConfig
 from sparse_dset.engine.randomness import SeededDataset, epoch_batches
 from sparse_dset.engine.train import PruningSchedule, TrainConfig, Trainer, prepare
+from tests.engine.conftest import stub_criterion
 
 CPU = torch.device("cpu")
 
@@ -47,6 +48,7 @@ def make_trainer(
         prepare(config)
         return Trainer(
             model or stub_detector(),
+            stub_criterion,
             data,
             data,
             config=config,
@@ -242,15 +244,14 @@ def test_a_loss_that_is_not_finite_names_the_term_and_the_images(
     make_trainer: Callable[..., Trainer],
 ) -> None:
     trainer = make_trainer(save_every_steps=1)
-    forward = trainer.model.forward
 
-    def poisoned(images: torch.Tensor, targets: Any = None, **options: Any) -> Any:
-        out = forward(images, targets, **options)
+    def poisoned(*arguments: Any) -> dict[str, torch.Tensor]:
+        losses = stub_criterion(*arguments)
         if trainer.step == 2:
-            out.losses["loss_bbox"] = out.losses["loss_bbox"] * float("nan")
-        return out
+            losses["loss_bbox"] = losses["loss_bbox"] * float("nan")
+        return losses
 
-    trainer.model.forward = poisoned
+    trainer.criterion = poisoned
     ids = [trainer.train_set.records[i].image_id for _, i in trainer._batches(0)[2]]
     with pytest.raises(RuntimeError, match="loss_bbox is nan") as error:
         trainer.fit()
@@ -279,10 +280,9 @@ def test_a_gradient_that_is_not_finite_names_the_parameter(
     assert trainer.model.box_head.weight.isfinite().all()
 
 
-def test_a_model_without_losses_is_an_error(make_trainer: Callable[..., Trainer]) -> None:
+def test_a_criterion_without_losses_is_an_error(make_trainer: Callable[..., Trainer]) -> None:
     trainer = make_trainer()
-    forward = trainer.model.forward
-    trainer.model.forward = lambda images, targets, **options: forward(images, None, **options)
+    trainer.criterion = lambda *_: {}
     with pytest.raises(ValueError, match="no losses"):
         trainer.fit()
 

@@ -7,6 +7,7 @@ import torch
 
 from sparse_dset.losses.cass import CassLoss
 from sparse_dset.losses.dense import DenseSupervision
+from sparse_dset.structures.outputs import DensePredictions
 from sparse_dset.structures.targets import pad_targets
 
 COUNTS = (12, 0)  # one image has all the objects
@@ -39,22 +40,25 @@ def _cass(balanced):
 
 def _dense():
     torch.manual_seed(2)
-    loss = DenseSupervision(4, 1)
-    for head in (loss.class_head, loss.box_head):
-        torch.nn.init.normal_(head[-1].weight)
+    loss = DenseSupervision()
     steps = (torch.arange(8) + 0.5) / 8
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     centers = torch.stack([x.flatten(), y.flatten()], dim=1)
 
-    def run(features, targets):
-        shape = (len(features), 64, 2)
+    def run(raw, targets):
+        shape = (len(raw), 64, 2)
         cells = torch.full(shape, 1 / 8)
         anchors = torch.cat([centers.expand(shape), 2 * cells], dim=2).logit()
-        there = torch.ones(shape[:2], dtype=torch.bool)
-        losses = loss(features, anchors, centers.expand(shape), cells, there, targets)
-        return sum(losses.values())
+        predictions = DensePredictions(
+            logits=raw[..., :1],
+            boxes=(raw[..., 1:] + anchors).sigmoid(),
+            centers=centers.expand(shape),
+            cell_sizes=cells,
+            mask=torch.ones(shape[:2], dtype=torch.bool),
+        )
+        return sum(loss(predictions, targets).values())
 
-    return run, torch.randn(2, 64, 4)
+    return run, torch.randn(2, 64, 5)
 
 
 @pytest.mark.parametrize(

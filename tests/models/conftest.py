@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_dset import build_detector
-from sparse_dset.models.detector import Detector, DetectorOutput
+from sparse_dset.models.detector import Detector
+from tests.models.training import StepOutput, run_step
 
 
 def _norms(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -129,29 +130,16 @@ def assert_same_gradients() -> Callable[[nn.Module, nn.Module], None]:
 
 
 @pytest.fixture(scope="session")
-def run_detector() -> Callable[..., DetectorOutput]:
+def run_detector() -> Callable[..., StepOutput]:
     """Runs with the same noise every time and backpropagates all losses."""
-
-    def run(
-        model: Detector,
-        images: Tensor,
-        targets: list[dict[str, Any]] | None = None,
-        **arguments: Any,
-    ) -> DetectorOutput:
-        torch.manual_seed(5)
-        out = model(images, targets, **arguments)
-        if targets is not None:
-            sum(out.losses.values()).backward()  # type: ignore[union-attr]
-        return out
-
-    return run
+    return run_step
 
 
 @pytest.fixture(scope="session")
 def assert_same_outputs() -> Callable[..., None]:
     """Compares predictions, losses and kept tokens of two outputs."""
 
-    def check(out: DetectorOutput, other: DetectorOutput, atol: float = 1e-6) -> None:
+    def check(out: StepOutput, other: StepOutput, atol: float = 1e-6) -> None:
         assert torch.equal(out.query_mask, other.query_mask)
         torch.testing.assert_close(out.pred_logits, other.pred_logits, rtol=0, atol=atol)
         torch.testing.assert_close(out.pred_boxes, other.pred_boxes, rtol=0, atol=atol)

@@ -6,6 +6,7 @@ import torch
 from sparse_dset import build_detector
 from sparse_dset.models.decoder import memory
 from sparse_dset.ops import backend_problems, resolve_backend
+from tests.models.training import run_step
 
 
 @pytest.mark.skipif(bool(backend_problems()["spconv"]), reason="spconv cannot run here")
@@ -18,10 +19,7 @@ def test_spconv_carries_the_sparse_execution() -> None:
     targets = [{"labels": torch.tensor([1]), "boxes": boxes, "image_id": i} for i in range(2)]
     outputs = []
     for model in (plain, other):
-        torch.manual_seed(1)
-        out = model(images, targets, execution="sparse", keep_ratio=0.5)
-        sum(out.losses.values()).backward()
-        outputs.append(out)
+        outputs.append(run_step(model, images, targets, execution="sparse", keep_ratio=0.5))
     assert [out.backend for out in outputs] == [resolve_backend("auto", "cpu"), "spconv"]
     torch.testing.assert_close(outputs[0].pred_boxes, outputs[1].pred_boxes, rtol=0, atol=1e-4)
     for (name, a), b in zip(plain.named_parameters(), other.parameters(), strict=True):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparse_dset.structures import check_nested
+from tests.models.training import losses_of
 
 SIZE = (96, 160)  # 3 x 5 cells at stride 32
 MODELS = {
@@ -163,7 +164,7 @@ def test_the_gate_trains_an_early_scorer(make_detector, make_targets, assert_sam
         settings = "pruner=early", "pruner.gate=true"
         models[execution] = model = make_detector("nano", *settings).train()
         torch.manual_seed(5)
-        losses = model(batch, targets, execution=execution, keep_ratio=0.5).losses
+        losses = losses_of(model, batch, targets, execution=execution, keep_ratio=0.5)
         sum(v for name, v in losses.items() if name != "loss_cass").backward()
         assert model.pruner.scorer.heads[0].mlp[0].weight.grad.abs().sum() > 0
     assert_same_gradients(models["sparse"], models["masked"])

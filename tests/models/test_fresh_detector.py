@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparse_dset import build_detector
+from tests.models.training import run_step
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -25,9 +26,7 @@ def test_sparse_equals_masked_with_initial_weights(training: bool) -> None:
     for execution in ("sparse", "masked"):
         model.load_state_dict(state)
         model.zero_grad()
-        torch.manual_seed(3)
-        out = model(images, targets, execution=execution, kept=kept)
-        sum(out.losses.values()).backward()
+        run_step(model, images, targets, execution=execution, kept=kept)
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, one in gradients[0].items():
         if one is not None:

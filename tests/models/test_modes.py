@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparse_dset.models.modes import evaluation, switched_to_evaluation
 from sparse_dset.ops import resolve_backend, use_backend
+from tests.models.training import losses_of
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def _pictures(count: int) -> list[Tensor]:
     ("name", "overrides"),
     [
         ("nano", ()),
-        ("nano", ("pruner=early", "losses.distill=1.0")),
+        ("nano", ("pruner=early",)),
         ("nano", ("model.backbone.frozen=[blocks.0]",)),
     ],
     ids=["nano", "early", "frozen"],
@@ -136,7 +137,7 @@ def test_training_goes_on_while_others_predict(
 
     def losses() -> dict[str, Tensor]:
         torch.manual_seed(0)
-        return {name: term.detach() for name, term in model(images, targets).losses.items()}
+        return {name: term.detach() for name, term in losses_of(model, images, targets).items()}
 
     model.train()
     before = {name: value.clone() for name, value in model.named_buffers()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.models.training import losses_of, run_step
+
 EXECUTIONS = ["dense", "dense_scatter", "sparse", "masked"]
 
 
@@ -89,7 +91,7 @@ def test_such_a_backbone_learns_from_a_padded_image_what_it_learns_from_it_alone
         (alone, {"images": small}),
         (padded, {"images": images[:1], "padding_mask": mask[:1]}),
     ):
-        losses = model(targets=targets, execution="dense", **arguments).losses
+        losses = losses_of(model, targets=targets, execution="dense", **arguments)
         sum(losses.values()).backward()
     assert_same_gradients(alone, padded)
 
@@ -123,8 +125,7 @@ def test_an_image_of_nothing_but_padding_gives_no_nan(
     mask = torch.zeros(2, 96, 64, dtype=torch.bool)
     mask[1] = True
     images = torch.rand(2, 3, 96, 64, dtype=torch.float64)
-    out = model(images, make_targets(2, 0), padding_mask=mask, execution=execution)
-    sum(out.losses.values()).backward()
+    out = run_step(model, images, make_targets(2, 0), padding_mask=mask, execution=execution)
     assert out.num_kept[1].tolist() == out.num_tokens[1].tolist() == [0, 0, 0]
     assert not out.query_mask[1].any()
     assert out.pred_logits.isfinite().all()
@@ -140,8 +141,8 @@ def test_losses_do_not_depend_on_padding(execution, make_detector, make_targets)
     images, mask = _padded(image, torch.rand(1, 3, 160, 128, dtype=torch.float64))
     with torch.no_grad():
         arguments = {"execution": execution, "keep_ratio": 0.5}
-        alone = model(image, targets, **arguments).losses
-        padded = model(images[:1], targets, padding_mask=mask[:1], **arguments).losses
+        alone = losses_of(model, image, targets, **arguments)
+        padded = losses_of(model, images[:1], targets, padding_mask=mask[:1], **arguments)
     assert alone.keys() == padded.keys()
     for name, value in alone.items():
         torch.testing.assert_close(padded[name], value, rtol=1e-5, atol=1e-6, msg=name)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sparse_dset import build_detector
+from sparse_dset.losses.totals import StepTotals
 
 hugging_face = pytest.importorskip("sparse_dset.benchmark.hugging_face")
 
@@ -37,7 +38,7 @@ def test_the_peer_that_is_trained_starts_from_the_same_backbone() -> None:
     targets = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}] * 2
     out = peer.train()(images, targets)
     assert out.num_kept.tolist() == [[240, 60, 15]] * 2
-    out.losses["loss"].backward()
+    hugging_face.peer_criterion(out, targets)["loss"].backward()
     assert peer.backbone.model._backbone.conv_stem.weight.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="dense only"):
         peer(images, execution="sparse")
@@ -72,10 +73,18 @@ def test_the_parts_of_a_step_add_up_to_its_loss() -> None:
         for part in boxes.split([1, 6])
     ]
     with torch.no_grad():
-        whole = peer(images, targets)
-        parts = [peer(images[i : i + 1], targets[i : i + 1], totals=whole.totals) for i in (0, 1)]
-    total = sum(float(part.losses["loss"]) for part in parts)
-    assert total == pytest.approx(float(whole.losses["loss"]), rel=1e-4)
+        step = StepTotals()
+        whole = hugging_face.peer_criterion(peer(images, targets), targets, step)
+        parts = [
+            hugging_face.peer_criterion(
+                peer(images[i : i + 1], targets[i : i + 1]),
+                targets[i : i + 1],
+                StepTotals(step.own),
+            )
+            for i in (0, 1)
+        ]
+    total = sum(float(part["loss"]) for part in parts)
+    assert total == pytest.approx(float(whole["loss"]), rel=1e-4)
 
 
 def test_the_peer_starts_from_the_released_prior() -> None:

@@ -129,6 +129,7 @@ class Decoder(QuerySelection, Fusable):
         check_number("model.decoder.box_noise_scale", box_noise_scale, at_least=0)
         if background not in ("zero", "learned"):
             raise ValueError(f'decoder background must be "zero" or "learned", got {background!r}')
+        self.width = width
         self.num_classes = num_classes
         self.num_denoising = num_denoising
         self.label_noise_ratio = label_noise_ratio

@@ -160,7 +160,8 @@ def test_a_backbone_in_one_piece_says_so(name):
 
 _TRAINING_STEPS = """
 import sys, torch
-from sparse_dset import build_detector
+from sparse_dset import build_criterion, build_detector
+criterion = build_criterion()
 overrides = [f"model.backbone.name={sys.argv[1]}", "model.backbone.weights=null"]
 model = build_detector("nano", 3, [*overrides, "model.backbone.frozen=[]"]).train()
 target = {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.4, 0.3, 0.2]])}
@@ -169,7 +170,8 @@ for layout in (torch.contiguous_format, torch.channels_last):
     for end in (64, 50):
         images = torch.rand(2, 3, 64, 96).to(memory_format=layout)
         mask[0, end:] = True
-        losses = model(images, [target, target], padding_mask=mask).losses
+        out = model(images, [target, target], padding_mask=mask)
+        losses = criterion(out, [target, target])
         sum(losses.values()).backward()
 """
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_dset.losses.criterion import SetCriterion
+from sparse_dset.losses.matched import SetCriterion
 from sparse_dset.losses.matcher import HungarianMatcher
 from sparse_dset.models.decoder.denoising import make_denoising_queries
 from sparse_dset.structures.boxes import box_giou, box_iou
