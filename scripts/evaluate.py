@@ -21,6 +21,7 @@ from sparse_dset.engine.distributed import is_main, process_group
 from sparse_dset.engine.evaluate import check_precision, evaluate, evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment, now, shown
 from sparse_dset.engine.outputs import job_folder
+from sparse_dset.models.executions import find_execution
 from sparse_dset.models.pruner import TopK
 from sparse_dset.ops import resolve_backend
 from sparse_dset.ops.costs import set_threads
@@ -44,7 +45,7 @@ def main(cfg: DictConfig) -> None:
         model.algorithm = cfg.ops.algorithm
     execution = cfg.execution or model.execution
     asked = plain["pruner"]["keep_ratio"]
-    keep_ratio = 1.0 if execution == "dense" else asked
+    keep_ratio = asked if find_execution(execution).prunes else 1.0
     if keep_ratio is None and isinstance(model.pruner.selector, TopK):
         keep_ratio = model.pruner.selector.keep_ratio
     dataset = open_validation_set(

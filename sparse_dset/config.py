@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sparse_dset.checks import check_number
+from sparse_dset.checks import check_number, check_size
 from sparse_dset.composition import check_complete, check_flags, explain, explain_unknown, leaves
+from sparse_dset.data.view import View
 from sparse_dset.instantiate import instantiate
 from sparse_dset.losses.criterion import Criterion
 from sparse_dset.models.detector import Detector
@@ -208,7 +209,10 @@ def build_from_config(cfg: Mapping[str, Any], *, pretrained: bool = True) -> Det
     """
     model = dict(cfg["model"])
     _check_magnitudes("model", model)
-    model.pop("image_size", None)  # the view has it
+    size = model.pop("image_size", None)  # the view says it, where there is one
+    if size is not None and model.get("view") is None:
+        check_size("model.image_size", size)
+        model["view"] = View(tuple(size)).as_config()
     if not pretrained and "weights" in model["backbone"]:
         model["backbone"] = {**model["backbone"], "weights": None}
     detector = instantiate(model)

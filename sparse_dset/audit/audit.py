@@ -26,6 +26,7 @@ from sparse_dset.benchmark.timing import synchronizer
 from sparse_dset.config import build_from_config, compose_config
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector, DetectorOutput
+from sparse_dset.models.executions import find_execution
 from sparse_dset.models.modes import switched_to_evaluation
 
 PARTS = ("backbone", "pruner", "encoder", "neck", "decoder")
@@ -55,7 +56,7 @@ class _Subject:
     @property
     def options(self) -> dict[str, Any]:
         """What the forward pass is told."""
-        ratio = None if self.arm.execution == "dense" else self.arm.keep_ratio
+        ratio = self.arm.keep_ratio if self.arm.prunes else None
         return {"execution": self.arm.execution, "keep_ratio": ratio}
 
     @torch.inference_mode()
@@ -363,4 +364,4 @@ class _Counter:
             for images, masks in zip(self.batches, kept, strict=True)
         ]
         gflops = {part: sum(one[part] for one in counts) / self.num_images for part in PARTS}
-        return {**gflops, "pruner": 0.0 if execution == "dense" else self.scorer}
+        return {**gflops, "pruner": self.scorer if find_execution(execution).prunes else 0.0}

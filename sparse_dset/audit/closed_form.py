@@ -5,7 +5,7 @@ Nothing runs and no code is shared with the counter, so that each can check the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sparse_dset.models.executions import Execution, find_execution
 
 _RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -46,7 +48,7 @@ def closed_form_flops(
         kept: bool ``[B, H_l, W_l]`` per level, finest first, as ``DetectorOutput.kept`` holds it:
             all valid cells where the execution prunes nothing. Without padding where
             ``pruner.stage`` is s2: nothing is said of stride 4 here.
-        execution: "dense", "dense_scatter", "sparse" or "masked".
+        execution: its name.
         valid: bool ``[B, H_l, W_l]``, the cells that are not padding; None: all.
         forced: the tokens were forced, so the scorer did not run.
 
@@ -56,21 +58,17 @@ def closed_form_flops(
     Raises:
         ValueError: an unknown execution, or a backbone whose arithmetic is not written down here.
     """
-    if execution not in ("dense", "dense_scatter", "sparse", "masked"):
-        raise ValueError(
-            f"execution must be dense, dense_scatter, sparse or masked; got {execution!r}"
-        )
+    run = find_execution(execution)
     model = config["model"]
     batch, height, width = (int(n) for n in kept[-1].shape)
     valid = [torch.ones_like(mask) for mask in kept] if valid is None else valid
-    pruned = _pruned_levels(model, execution)
+    pruned = _pruned_levels(model, run)
     before = [_Level(mask, i in pruned) for i, mask in enumerate(kept)]
-    scattered = execution == "dense_scatter"
-    after = [_Level(mask, False) for mask in valid] if scattered else before
+    after = [_Level(mask, False) for mask in valid] if run.refills else before
 
-    made, read = _backbone_levels(model["pruner"]["stage"], kept, execution)
+    made, read = _backbone_levels(model["pruner"]["stage"], kept, run)
     backbone, channels = _backbone(model["backbone"], made, read)
-    scored = execution != "dense" and not forced
+    scored = run.prunes and not forced
     pruner = batch * height * width * _scorer(model["pruner"], channels) if scored else 0
     decoder, sampling = _decoder(model["decoder"], model["num_classes"], after)
     flops = {
@@ -85,11 +83,12 @@ def closed_form_flops(
     return {name: count / 1e9 for name, count in flops.items()}
 
 
-def _pruned_levels(model: Mapping[str, Any], execution: str) -> set[int]:
+def _pruned_levels(model: Mapping[str, Any], execution: Execution) -> Collection[int]:
     """Returns the levels whose maps hold kept tokens only when they enter the encoder."""
+    if not (execution.counts_kept_sites or execution.refills):
+        return ()
     names = ("s3", "s4", "s5")
-    holding = {"sparse": names, "dense_scatter": model["pruner"]["scatter_levels"]}
-    return {names.index(name) for name in holding.get(execution, ())}
+    return execution.pruned_levels([names.index(n) for n in model["pruner"]["scatter_levels"]])
 
 
 @dataclass(frozen=True)
@@ -139,12 +138,12 @@ def _feed_forward(rows: int, width: int, hidden: int, moe: Mapping[str, Any] | N
 
 
 def _backbone_levels(
-    stage: str, kept: Sequence[Tensor], execution: str
+    stage: str, kept: Sequence[Tensor], execution: Execution
 ) -> tuple[list[_Level], list[_Level]]:
     """Returns the backbone's four maps as they are made and as the next stage reads them."""
     finest = kept[0].repeat_interleave(2, 1).repeat_interleave(2, 2)
     masks, last_early = [finest, *kept], ("s2", "s3", "s4", "s5").index(stage)
-    pruned = execution == "sparse" and last_early < 3
+    pruned = execution.counts_kept_sites and last_early < 3
     made = [_Level(mask, pruned and i > last_early) for i, mask in enumerate(masks)]
     read = [_Level(mask, pruned and i >= last_early) for i, mask in enumerate(masks)]
     return made, read

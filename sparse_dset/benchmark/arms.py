@@ -8,7 +8,7 @@ from typing import Any
 
 from sparse_dset.checks import check_list, check_number, check_size
 from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS
-from sparse_dset.models.detector import EXECUTIONS
+from sparse_dset.models.executions import DENSE, find_execution
 from sparse_dset.models.pruner import check_keep_ratio
 
 TARGETS = ("model", "peers", "training", "ops", "neck", "decoder")
@@ -19,7 +19,7 @@ class Arm:
     """One way to run the detector.
 
     Attributes:
-        execution: one of ``EXECUTIONS``.
+        execution: see ``models.executions.EXECUTIONS``.
         keep_ratio: what is asked of the pruner, in (0, 1]; 1 for ``dense``, which does not prune.
 
     Raises:
@@ -30,20 +30,24 @@ class Arm:
     keep_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.execution not in EXECUTIONS:
-            raise ValueError(
-                f"execution must be one of {', '.join(EXECUTIONS)}; got {self.execution!r}"
-            )
+        prunes = find_execution(self.execution).prunes
         ratio = check_keep_ratio(self.keep_ratio)
         # Sweeps over ranges give numbers such as 0.30000000000000004.
         object.__setattr__(self, "keep_ratio", round(ratio, 6) or ratio)
-        if self.execution == "dense" and self.keep_ratio != 1.0:
-            raise ValueError(f"dense keeps every token: its keep_ratio is 1, got {ratio}")
+        if not prunes and self.keep_ratio != 1.0:
+            raise ValueError(
+                f"{self.execution} keeps every token: its keep_ratio is 1, got {ratio}"
+            )
 
     @property
     def name(self) -> str:
         """For people, and unique among arms."""
-        return "dense" if self.execution == "dense" else f"{self.execution}@{self.keep_ratio:g}"
+        return f"{self.execution}@{self.keep_ratio:g}" if self.prunes else self.execution
+
+    @property
+    def prunes(self) -> bool:
+        """Whether its execution leaves tokens out."""
+        return find_execution(self.execution).prunes
 
 
 def plan_arms(executions: Sequence[str], keep_ratios: Sequence[float]) -> tuple[Arm, ...]:
@@ -55,7 +59,7 @@ def plan_arms(executions: Sequence[str], keep_ratios: Sequence[float]) -> tuple[
     for keep_ratio in keep_ratios:
         check_keep_ratio(keep_ratio, "keep_ratios")
     arms = [
-        Arm(execution, 1.0 if execution == "dense" else keep_ratio)
+        Arm(execution, keep_ratio if find_execution(execution).prunes else 1.0)
         for execution in executions
         for keep_ratio in keep_ratios
     ]
@@ -70,7 +74,7 @@ def check_run(executions: Sequence[str | None], keep_ratio: float | None) -> Non
     Raises:
         ValueError: see ``plan_arms``.
     """
-    named = [execution or "dense" for execution in executions]
+    named = [execution or DENSE.name for execution in executions]
     plan_arms(named, [1.0 if keep_ratio is None else keep_ratio])
 
 

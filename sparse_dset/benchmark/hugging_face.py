@@ -21,6 +21,7 @@ from transformers import (
 
 from sparse_dset.losses.totals import StepTotals
 from sparse_dset.models.backbone.timm_backbone import packaged_weights
+from sparse_dset.models.executions import find_execution
 from sparse_dset.structures.geometry import STRIDES
 
 _RENAMES = [
@@ -182,7 +183,7 @@ class PeerDetector(nn.Module):
         Raises:
             ValueError: another execution than "dense", or padding.
         """
-        if execution not in (None, "dense"):
+        if execution is not None and find_execution(execution).prunes:
             raise ValueError(f"the peer runs dense only, got execution={execution!r}")
         if padding_mask is not None and padding_mask.any():
             raise ValueError("the peer needs images of one size: set data.size to what all have")

@@ -17,6 +17,7 @@ from sparse_dset.benchmark.table import LEVELS
 from sparse_dset.benchmark.timing import measure_latency, milliseconds, synchronizer
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector, DetectorOutput
+from sparse_dset.models.executions import DENSE, find_execution
 from sparse_dset.models.modes import switched_to_evaluation
 from sparse_dset.models.pruner import ByContent
 from sparse_dset.ops.cpu import chosen_algorithm
@@ -69,8 +70,8 @@ def measure(
         RuntimeError: an execution disagrees with ``dense`` at keep ratio 1, or an arm did not keep
             as many tokens as asked; nothing was timed.
     """
-    if not arms or arms[0].execution != "dense":
-        raise ValueError(f"the first arm must be dense, got {[arm.name for arm in arms]}")
+    if not arms or arms[0].prunes:
+        raise ValueError(f"the first arm must keep every token, got {[arm.name for arm in arms]}")
     with switched_to_evaluation(model):
         runs = copy.deepcopy(model).fuse() if fuse else model
         differences = _differences_from_dense(runs, batches[0], {arm.execution for arm in arms})
@@ -188,7 +189,7 @@ def _mean_gflops(model: Detector, arm: Arm, batches: Sequence[Tensor]) -> dict[s
 
 def _algorithms(model: Detector, output: DetectorOutput) -> dict[str, str] | None:
     """How the neck's 3x3 convolutions of each level are computed; None: no choice is made."""
-    if output.backend != "cpu" or output.execution != "sparse":
+    if output.backend != "cpu" or not find_execution(output.execution).counts_kept_sites:
         return None
     weights = [w for w in model.encoder.pan_blocks.parameters() if w.shape[2:] == (3, 3)]
     if not weights:
@@ -217,9 +218,9 @@ def _differences_from_dense(
     model: Detector, images: Tensor, executions: set[str]
 ) -> dict[str, float]:
     """The largest difference of each execution from ``dense`` where nothing is pruned."""
-    dense = _call(model, [images], Arm("dense"))()
-    differences = {"dense": 0.0}
-    for execution in sorted(executions - {"dense"}):
+    dense = _call(model, [images], Arm(DENSE.name))()
+    differences = {DENSE.name: 0.0}
+    for execution in sorted(executions - {DENSE.name}):
         # At no progress a cap on the tokens does not hold either.
         unpruned = _call(model, [images], Arm(execution), progress=0.0)()
         difference = _distance(dense, unpruned)
@@ -267,6 +268,5 @@ def _count_kept(model: Detector, arm: Arm, outputs: Sequence[DetectorOutput]) ->
 
 
 def _prunes_coarsest(model: Detector, arm: Arm) -> bool:
-    if arm.execution == "dense_scatter":
-        return 2 in model.pruner.scatter_levels
-    return arm.execution != "dense"
+    coarsest = len(LEVELS) - 1
+    return coarsest in find_execution(arm.execution).pruned_levels(model.pruner.scatter_levels)

@@ -23,6 +23,7 @@ from sparse_dset.benchmark.table import (
     with_rest,
 )
 from sparse_dset.files import atomic_write
+from sparse_dset.models.executions import find_execution
 
 _Point = tuple[float, float, Row]
 
@@ -206,7 +207,7 @@ def _draw_line(axes: Axes, execution: str, points: Sequence[_Point], x: str) -> 
     style = _STYLES[execution]
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     look: dict[str, Any] = {"color": style.color, "marker": style.marker, "label": execution}
-    if execution == "dense":
+    if not find_execution(execution).prunes:
         axes.plot(xs, ys, linestyle="none", markersize=14, zorder=4, **look)
         axes.axhline(ys[0], color=style.color, linewidth=0.9, linestyle=(0, (4, 4)), zorder=1)
         return

@@ -19,6 +19,7 @@ from sparse_dset.benchmark.table import Table
 from sparse_dset.benchmark.timing import measure_latency, milliseconds
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector
+from sparse_dset.models.executions import find_execution
 
 
 def on_canvas(image: Tensor, width: int) -> Tensor:
@@ -75,7 +76,7 @@ def measure_scale(
     fused = copy.deepcopy(model).eval().fuse()
     for width in widths:
         images = on_canvas(image, width)[None]
-        options = {name: None if name == "dense" else keep_ratio for name in executions}
+        options = {name: keep_ratio if find_execution(name).prunes else None for name in executions}
         calls = {
             name: partial(fused, images, execution=name, keep_ratio=ratio)
             for name, ratio in options.items()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparse_dset.engine.loggers import shown
-from sparse_dset.models.detector import EXECUTIONS
+from sparse_dset.models.executions import NAMES, find_execution
 
 Row = Mapping[str, Any]
 MISSING = "-"
@@ -28,7 +28,7 @@ EXPLANATION = (
 def latest(rows: Sequence[Row]) -> list[Row]:
     """Returns the last row of each execution, selection and keep ratio, ordered by them."""
     newest = {
-        (EXECUTIONS.index(row["execution"]), selection_text(row), round(row["keep_ratio"], 6)): row
+        (NAMES.index(row["execution"]), selection_text(row), round(row["keep_ratio"], 6)): row
         for row in rows
     }
     return [newest[key] for key in sorted(newest)]
@@ -150,8 +150,8 @@ def _cells(row: Row, class_name: str) -> dict[str, str]:
 
 def arm_name(row: Row) -> str:
     """Names the execution and, where it prunes, the keep ratio."""
-    if row["execution"] == "dense":
-        return "dense"
+    if not find_execution(row["execution"]).prunes:
+        return row["execution"]
     return f"{row['execution']}@{row['keep_ratio']:g} {selection_text(row)}".rstrip()
 
 

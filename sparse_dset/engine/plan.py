@@ -15,6 +15,7 @@ from sparse_dset.engine.optim import OptimConfig
 from sparse_dset.engine.train import PruningSchedule, TrainConfig
 from sparse_dset.instantiate import instantiate
 from sparse_dset.models.detector import Detector
+from sparse_dset.models.executions import find_execution
 from sparse_dset.models.pruner import BY_CONTENT
 
 
@@ -31,7 +32,7 @@ def check_plan(plain: Mapping[str, Any]) -> None:
     pruner, pruning = plain["pruner"], train.pruning
     if plain["peer"] not in (None, "hugging_face"):
         raise ValueError(f"peer must be hugging_face or null, got {plain['peer']!r}")
-    if plain["peer"] and train.execution not in (None, "dense"):
+    if plain["peer"] and train.execution and find_execution(train.execution).prunes:
         raise ValueError(
             f"peer={plain['peer']} runs dense only: set train.execution=dense, not "
             f"{train.execution}"
@@ -98,7 +99,10 @@ def check_statistics(report: LoadReport, train: TrainConfig) -> None:
 
 def ever_prunes(model: nn.Module, train: TrainConfig) -> bool:
     """Whether a training prunes at any time: not where it runs dense or keeps every token."""
-    if not isinstance(model, Detector) or (train.execution or model.execution) == "dense":
+    if (
+        not isinstance(model, Detector)
+        or not find_execution(train.execution or model.execution).prunes
+    ):
         return False
     return train.pruning.ratio == "random" or not model.pruner.selector.keeps_all
 

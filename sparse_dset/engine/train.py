@@ -60,7 +60,7 @@ from sparse_dset.engine.step_values import PassNumbers, step_values
 from sparse_dset.engine.teacher import teacher_maps
 from sparse_dset.files import atomic_write
 from sparse_dset.losses.totals import StepTotals, over_the_step
-from sparse_dset.models.detector import EXECUTIONS
+from sparse_dset.models.executions import DENSE, find_execution
 from sparse_dset.models.synced_norm import SyncedBatchNorm
 from sparse_dset.models.wrapped_names import without_wrappers
 from sparse_dset.ops.costs import set_threads
@@ -209,10 +209,8 @@ class TrainConfig:
                 f"train.patience={self.patience} counts evaluations, and train.eval_every=0 makes "
                 "none: set train.eval_every=1, or patience to null"
             )
-        if self.execution is not None and self.execution not in EXECUTIONS:
-            raise ValueError(
-                f"execution must be one of {', '.join(EXECUTIONS)}; got {self.execution!r}"
-            )
+        if self.execution is not None:
+            find_execution(self.execution)
         check_precision(self.amp)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"train.device must be auto, cpu or cuda, got {self.device!r}")
@@ -544,7 +542,7 @@ class Trainer:
                 batch.images,
                 batch.targets,
                 padding_mask=batch.padding_mask,
-                execution=self.config.execution if progress > 0 else "dense",
+                execution=self.config.execution if progress > 0 else DENSE.name,
                 keep_ratio=keep_ratio,
                 progress=progress,
             )
@@ -554,7 +552,7 @@ class Trainer:
             return out, self.criterion(out, batch.targets, totals, teacher)
 
     def _needs_teacher(self, out: Any) -> bool:
-        return bool(getattr(self.criterion, "distill", 0)) and out.execution != "dense"
+        return bool(getattr(self.criterion, "distill", 0)) and find_execution(out.execution).prunes
 
     def _update(self, batches: list[Batch]) -> float:
         """Clips and applies the gradients; gives their norm before the clipping."""
@@ -629,7 +627,7 @@ class Trainer:
                     self.val_set, self.config.eval_batch_size, num_workers=self.config.num_workers
                 ),
                 self.val_set,
-                execution=self.config.execution if self._progress() > 0 else "dense",
+                execution=self.config.execution if self._progress() > 0 else DENSE.name,
                 device=self.device,
                 amp=self.config.amp,
                 max_detections=self.config.max_detections,

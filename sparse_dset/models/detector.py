@@ -15,6 +15,7 @@ from sparse_dset.models.backbone import Backbone
 from sparse_dset.models.decoder.decoder import Decoder
 from sparse_dset.models.dense_head import DenseHead
 from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
+from sparse_dset.models.executions import DENSE, Execution, find_execution
 from sparse_dset.models.fuse import fuse
 from sparse_dset.models.modes import change_of_mode, switched_to_evaluation
 from sparse_dset.models.predict import Detections, Picture, PictureView, predict
@@ -23,14 +24,12 @@ from sparse_dset.models.pruner.scorer import LEVELS
 from sparse_dset.models.rtdetr_names import place_rtdetr
 from sparse_dset.models.synced_norm import SingleValuesNormalised
 from sparse_dset.ops import resolve_backend, use_backend
-from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested, enlarged
+from sparse_dset.structures import SparseMap, Support, check_nested, enlarged
 from sparse_dset.structures.geometry import Geometry, pad_batch
 from sparse_dset.structures.maps import FeatureMap
 from sparse_dset.structures.outputs import DetectorOutput, RouterStats, SupervisedOutput
 from sparse_dset.structures.pixels import wrong_range
 from sparse_dset.structures.targets import pad_targets
-
-EXECUTIONS = ("dense", "dense_scatter", "sparse", "masked", "auto")
 
 
 class Detector(nn.Module):
@@ -44,7 +43,7 @@ class Detector(nn.Module):
         decoder: called with K.
         view: how ``predict``, and whatever measures the detector, brings pictures to a size.
         dense_head: in training, predict classes and boxes from every token too.
-        execution: the default, one of ``EXECUTIONS``.
+        execution: the default; its name, see ``executions.EXECUTIONS``, or one of your own.
         backend, algorithm: of the sparse convolutions, see ``ops.use_backend``.
         class_names: for ``predict``; None: "0", "1", ...
     """
@@ -58,7 +57,7 @@ class Detector(nn.Module):
         decoder: Callable[[int], Decoder],
         view: PictureView,
         dense_head: bool = False,
-        execution: str = "sparse",
+        execution: str | Execution = "sparse",
         backend: str = "auto",
         algorithm: str = "auto",
         class_names: Sequence[str] | None = None,
@@ -73,7 +72,8 @@ class Detector(nn.Module):
         self.num_classes = num_classes
         self.class_names = tuple(class_names or map(str, range(num_classes)))
         self.view = view
-        self.execution = _check_execution(execution)
+        find_execution(execution)  # an unknown one is an error now
+        self.execution = execution
         with use_backend(backend, algorithm):  # an unknown or missing one is an error now
             self.backend, self.algorithm = backend, algorithm
         self.backbone = backbone
@@ -102,7 +102,7 @@ class Detector(nn.Module):
         targets: Sequence[Mapping[str, Any]] | None = None,
         *,
         padding_mask: Tensor | None = None,
-        execution: str | None = None,
+        execution: str | Execution | None = None,
         keep_ratio: float | None = None,
         kept: Sequence[Tensor] | None = None,
         progress: float = 1.0,
@@ -118,9 +118,8 @@ class Detector(nn.Module):
                 them; the output then holds what the criterion reads.
             padding_mask: bool ``[B, H, W]``, True = padding, at the right and bottom only. What is
                 predicted for an image does not depend on its padding.
-            execution: one of ``EXECUTIONS``; None: the detector's own. "auto" is "dense" where the
-                pruner keeps every token and "sparse" elsewhere. "dense" keeps every token,
-                whatever ``keep_ratio`` and ``kept`` say.
+            execution: see ``executions.EXECUTIONS``; None: the detector's own. One that does not
+                prune keeps every token, whatever ``keep_ratio`` and ``kept`` say.
             keep_ratio: in (0, 1], instead of the configured one.
             kept: forces the kept tokens: bool ``[B, H_l, W_l]`` per level, finest first, nested.
             progress: in [0, 1], how far pruning is on its way from keeping all (0) to its target.
@@ -129,10 +128,10 @@ class Detector(nn.Module):
             ValueError: an argument is out of range or has another shape than expected.
             NotImplementedError: ``torch.export`` or ``torch.jit.trace`` captures it.
         """
-        execution = _check_execution(execution or self.execution)
+        run = find_execution(execution or self.execution)
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             raise NotImplementedError(
-                f"torch.export and torch.jit.trace cannot capture execution={execution}: its "
+                f"torch.export and torch.jit.trace cannot capture execution={run.name}: its "
                 "tables of sites are made for the content and the size of each batch; "
                 "sparse_dset.models.export.export_onnx writes the dense execution for one size, "
                 "and torch.compile can run every execution"
@@ -142,8 +141,8 @@ class Detector(nn.Module):
         dtype = next(self.parameters()).dtype
         backend = resolve_backend(self.backend, images.device, dtype)
         with use_backend(backend, self.algorithm):
-            selector = self._selector(execution, keep_ratio, progress)
-            return self._run(images, targets, padding_mask, execution, selector, kept, backend)
+            selector = self._selector(run, keep_ratio, progress)
+            return self._run(images, targets, padding_mask, run, selector, kept, backend)
 
     def run_for_export(self, images: Tensor) -> DetectorOutput:
         """Runs the dense execution in plain PyTorch, as ``export_onnx`` captures it.
@@ -151,16 +150,16 @@ class Detector(nn.Module):
         Args:
             images: see ``forward``.
         """
-        selector = self._selector("dense", None, 1.0)
+        selector = self._selector(DENSE, None, 1.0)
         with use_backend("reference", self.algorithm):
-            return self._run(images, None, None, "dense", selector, None, "reference")
+            return self._run(images, None, None, DENSE, selector, None, "reference")
 
     def _run(
         self,
         images: Tensor,
         targets: Sequence[Mapping[str, Any]] | None,
         padding_mask: Tensor | None,
-        execution: str,
+        execution: Execution,
         selector: TokenSelector,
         kept: Sequence[Tensor] | None,
         backend: str,
@@ -171,17 +170,16 @@ class Detector(nn.Module):
             None if targets is None else pad_targets(targets, self.num_classes, images.device)
         )
 
-        if execution == "auto" and kept is None and selector.keeps_all:
-            execution = "dense"  # nobody has to be asked
+        if kept is None:
+            execution = execution.before_decision(selector.keeps_all)
         early = self._extract(images, range(self.pruner.num_early), geometry)
         decision = None
-        if padded_targets is not None or (execution != "dense" and kept is None):
+        if padded_targets is not None or (execution.prunes and kept is None):
             decision = self.pruner(early, valid, selector)
         kept_masks = self._kept(execution, decision, kept, valid)
-        if execution == "auto":
-            execution = _faster_execution(kept_masks, valid)
+        execution = execution.after_decision(kept_masks, valid)
         scores = None
-        if decision is not None and kept is None and execution != "dense":
+        if decision is not None and kept is None and execution.prunes:
             scores = decision.token_scores
         maps, router_stats = self._encode(early, scores, kept_masks, valid, execution, geometry)
         memory = self.decoder.read(maps)
@@ -206,7 +204,7 @@ class Detector(nn.Module):
             num_kept=torch.stack([m.flatten(1).sum(1) for m in kept_masks], 1),
             num_tokens=torch.stack([m.flatten(1).sum(1) for m in valid], 1),
             supervised=supervised,
-            execution=execution,
+            execution=execution.name,
             backend=backend,
         )
 
@@ -225,7 +223,7 @@ class Detector(nn.Module):
         valid = geometry.valid_masks()
         with use_backend(self.backend, self.algorithm):
             early = self._extract(images, range(self.pruner.num_early), geometry)
-            return self._encode(early, None, valid, valid, "dense", geometry)[0]
+            return self._encode(early, None, valid, valid, DENSE, geometry)[0]
 
     def score_tokens(
         self, images: Tensor, padding_mask: Tensor | None = None
@@ -299,13 +297,15 @@ class Detector(nn.Module):
         """
         self.load_state_dict(place_rtdetr(state_dict, self.state_dict()), strict=True)
 
-    def _selector(self, execution: str, keep_ratio: float | None, progress: float) -> TokenSelector:
+    def _selector(
+        self, execution: Execution, keep_ratio: float | None, progress: float
+    ) -> TokenSelector:
         if not 0.0 <= progress <= 1.0:
             raise ValueError(f"progress must be in [0, 1], got {progress}")
         selector = self.pruner.selector
         if not self.training:
             selector = selector.by_image()
-        if keep_ratio is not None and execution != "dense":
+        if keep_ratio is not None and execution.prunes:
             selector = selector.with_keep_ratio(keep_ratio)
         return selector.relaxed(progress)
 
@@ -322,35 +322,38 @@ class Detector(nn.Module):
         scores: Sequence[Tensor] | None,
         kept: Sequence[Tensor],
         valid: Sequence[Tensor],
-        execution: str,
+        execution: Execution,
         geometry: Geometry,
     ) -> tuple[list[FeatureMap], list[RouterStats]]:
         """Runs everything between the decision and the decoder."""
-        if self.pruner.is_early and execution in ("sparse", "masked"):
-            maps = self._go_on_sparsely(early[-1], scores, kept, execution, geometry)
-        else:
+        maps = None
+        if self.pruner.is_early:
+            maps = self._go_on_at_sites(early[-1], scores, kept, execution, geometry)
+        if maps is None:
             late = self._extract(early[-1], range(self.pruner.num_early, 4), geometry)
             features = [self._gated(f, scores) for f in (*early, *late)[1:]]
-            maps = self._place(features, kept, valid, execution, geometry)
+            maps = execution.place(features, kept, valid, geometry)
         maps, router_stats = self.encoder.encode(maps, geometry)
-        if execution == "dense_scatter":
-            maps = _scatter(maps, valid, geometry)
-        return self.encoder.fuse(maps), router_stats
+        return self.encoder.fuse(execution.before_neck(maps, valid, geometry)), router_stats
 
-    def _go_on_sparsely(
+    def _go_on_at_sites(
         self,
         feature: Tensor,
         scores: Sequence[Tensor] | None,
         kept: Sequence[Tensor],
-        execution: str,
+        execution: Execution,
         geometry: Geometry,
-    ) -> list[FeatureMap]:
-        """Runs the backbone's stages after an early decision on the kept sites of its last map."""
+    ) -> list[FeatureMap] | None:
+        """Runs the backbone's stages after an early decision on the kept sites of its last map.
+
+        None: this execution runs them on tensors.
+        """
         first = self.pruner.num_early - 1
         masks = kept if first else [enlarged(kept[0]) & geometry.valid_mask(4), *kept]
         supports = [Support.from_mask(mask) for mask in masks]
-        kind = SparseMap if execution == "sparse" else MaskedMap
-        x = kind.from_dense(self._gated(feature, scores), supports[0])
+        x = execution.on_sites(self._gated(feature, scores), supports[0])
+        if x is None:
+            return None
         maps = [x, *self.backbone(x, range(first + 1, 4), supports[1:])]
         return maps[-3:]
 
@@ -371,77 +374,22 @@ class Detector(nn.Module):
 
     def _kept(
         self,
-        execution: str,
+        execution: Execution,
         decision: Decision | None,
         forced: Sequence[Tensor] | None,
         valid: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         """Returns the tokens that this execution keeps on each level."""
-        if execution == "dense":
+        pruned = execution.pruned_levels(self.pruner.scatter_levels)
+        if not pruned:
             return tuple(valid)
         if forced is not None:
             masks = _check_kept(forced, valid)
         else:
             assert decision is not None
             masks = decision.kept
-        if execution == "dense_scatter":
-            pruned = self.pruner.scatter_levels
-            levels = enumerate(zip(masks, valid, strict=True))
-            return tuple(m if i in pruned else v for i, (m, v) in levels)
-        return masks
-
-    def _place(
-        self,
-        features: Sequence[Tensor],
-        kept: Sequence[Tensor],
-        valid: Sequence[Tensor],
-        execution: str,
-        geometry: Geometry,
-    ) -> list[FeatureMap]:
-        """Turns the backbone's tensors into the kind of map that the execution carries on."""
-        if execution == "sparse":
-            return [SparseMap.from_dense(f, Support.from_mask(m)) for f, m in zip(features, kept)]
-        if execution == "masked":
-            return _masked(features, kept)
-        maps = _dense(features, valid, geometry)
-        if execution == "dense_scatter":
-            for i in self.pruner.scatter_levels:
-                maps[i] = SparseMap.from_dense(features[i], Support.from_mask(kept[i]))
-        return maps
-
-
-def _dense(
-    tensors: Sequence[Tensor], valid: Sequence[Tensor], geometry: Geometry
-) -> list[FeatureMap]:
-    """Marks the padding of dense maps, where there is any."""
-    return _masked(tensors, valid) if geometry.padded else list(tensors)
-
-
-def _masked(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> list[FeatureMap]:
-    return [MaskedMap.from_dense(t, Support.from_mask(m)) for t, m in zip(tensors, masks)]
-
-
-def _scatter(
-    maps: Sequence[FeatureMap], valid: Sequence[Tensor], geometry: Geometry
-) -> list[FeatureMap]:
-    """Scatters pruned levels back into zero-filled dense maps: where DSET loses its savings."""
-    tensors = [m if isinstance(m, Tensor) else m.to_dense() for m in maps]
-    return _dense(tensors, valid, geometry)
-
-
-def _faster_execution(kept: Sequence[Tensor], valid: Sequence[Tensor]) -> str:
-    """Returns what "auto" runs: dense maps where nothing was pruned, else kept tokens only.
-
-    How each level's convolutions are computed is chosen by the density that is counted there.
-    """
-    whole = all(torch.equal(k, v) for k, v in zip(kept, valid, strict=True))
-    return "dense" if whole else "sparse"
-
-
-def _check_execution(execution: str) -> str:
-    if execution not in EXECUTIONS:
-        raise ValueError(f"execution must be one of {', '.join(EXECUTIONS)}; got {execution!r}")
-    return execution
+        levels = enumerate(zip(masks, valid, strict=True))
+        return tuple(own if i in pruned else whole for i, (own, whole) in levels)
 
 
 def _check_kept(kept: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, ...]:

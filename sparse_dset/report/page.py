@@ -27,6 +27,7 @@ from sparse_dset.benchmark.table import (
     results_table,
 )
 from sparse_dset.engine.loggers import read_rows
+from sparse_dset.models.executions import find_execution
 from sparse_dset.report.sentences import average_precision, describe_break_even, describe_saving
 from sparse_dset.sweep.ablation import ablation_table
 from sparse_dset.sweep.jobs import failed_jobs
@@ -195,7 +196,7 @@ def _benchmark_section(rows: Sequence[Row], name: str, class_name: str) -> Secti
             f"What {execution} keeps on each level; the grey line is what was asked.",
         )
         for execution in dict.fromkeys(row["execution"] for row in as_trained)
-        if execution not in ("dense", "dense_scatter")
+        if find_execution(execution).pruned_levels(())
     ]
     height, width = setup["size"]
     return Section(

@@ -8,6 +8,7 @@ from sparse_dset.benchmark.table import (
     Row,
     arm_name,
 )
+from sparse_dset.models.executions import find_execution
 
 MOST_AP_LOST = 0.005
 """How much AP a row may lose to be called as good as dense."""
@@ -23,7 +24,7 @@ def describe_saving(rows: Sequence[Row]) -> list[str]:
         rows: of `measure`, the latest of each execution and keep ratio.
     """
     whole = [row for row in rows if row["keep_ratio"] == 1.0]
-    dense = next((row for row in whole if row["execution"] == "dense"), None)
+    dense = next((row for row in whole if not find_execution(row["execution"]).prunes), None)
     reference = next((ap for row in whole if (ap := average_precision(row)) is not None), None)
     sentences = []
     for execution in dict.fromkeys(row["execution"] for row in rows):
@@ -79,7 +80,7 @@ def describe_break_even(rows: Sequence[Row]) -> list[str]:
         own = sorted(
             (row["keep_ratio"], row["speedup"]) for row in rows if row["execution"] == execution
         )
-        if execution == "dense" or not own:
+        if not find_execution(execution).prunes or not own:
             continue
         ratio = break_even(own)
         faster = [f"{keep:g}" for keep, speedup in own if speedup > 1.0]

@@ -21,7 +21,8 @@ from sparse_dset.engine.checkpoint import load_checkpoint, load_detector
 from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS
 from sparse_dset.engine.evaluate import detect, evaluation_loader
 from sparse_dset.engine.loggers import is_defined
-from sparse_dset.models.detector import EXECUTIONS, Detector
+from sparse_dset.models.detector import Detector
+from sparse_dset.models.executions import DENSE, find_execution
 from sparse_dset.models.pruner import ByContent
 
 _NUM_COUNTED = 8  # images whose FLOPs are counted
@@ -52,15 +53,14 @@ class AblationArm:
         object.__setattr__(self, "train", tuple(self.train))
         if self.train and self.start is not None:
             raise ValueError(f"arm {self.name}: give train or start, not both")
-        if self.execution not in EXECUTIONS:
-            raise ValueError(
-                f"arm {self.name}: execution must be one of {', '.join(EXECUTIONS)}; got "
-                f"{self.execution!r}"
-            )
+        try:
+            find_execution(self.execution)
+        except ValueError as error:
+            raise ValueError(f"arm {self.name}: {error}") from error
 
     def plan(self, keep_ratios: Sequence[float]) -> list[Arm]:
         """Returns what is measured of a checkpoint: ``dense``, and the execution at each ratio."""
-        return [Arm("dense"), *(Arm(self.execution, ratio) for ratio in keep_ratios)]
+        return [Arm(DENSE.name), *(Arm(self.execution, ratio) for ratio in keep_ratios)]
 
 
 def read_arms(arms: Mapping[str, Mapping[str, Any] | None]) -> dict[str, AblationArm]:
@@ -131,7 +131,7 @@ class CalibratedCheckpoint:
             `CocoEvaluator.bootstrap`), ``gflops`` (per image, the mean of some), and
             ``centres_kept``, the share of objects whose centre is kept, and ``max_detections``.
         """
-        ratio = None if arm.execution == "dense" else arm.keep_ratio
+        ratio = arm.keep_ratio if arm.prunes else None
         torch.manual_seed(self.seed)
         evaluator, shares = detect(
             self.model,
@@ -188,14 +188,14 @@ def ablation_table(
         reference: the arm that the others are compared with.
     """
     measured = {_key(row): row for row in rows if row["kind"] == "ablation"}
-    ratios = {ratio for _, _, execution, ratio in measured if execution != "dense"}
-    columns: list[float | str] = ["dense", *sorted(ratios, reverse=True)]
+    ratios = {ratio for _, _, execution, ratio in measured if find_execution(execution).prunes}
+    columns: list[float | None] = [None, *sorted(ratios, reverse=True)]
     lines = []
     for arm in arms:
         cells = [_cell(measured, arm, column, metric, reference) for column in columns]
         if any(cell != MISSING for cell in cells):
             lines.append([arm, *cells])
-    header = ["arm", *("dense" if c == "dense" else f"keep {c:g}" for c in columns)]
+    header = ["arm", *(DENSE.name if c is None else f"keep {c:g}" for c in columns)]
     return Table(header, lines)
 
 
@@ -206,7 +206,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, int, str, float]:
 def _cell(
     measured: Mapping[tuple, Mapping[str, Any]],
     arm: str,
-    column: float | str,
+    column: float | None,
     metric: str,
     reference: str,
 ) -> str:
@@ -237,15 +237,13 @@ def _cell(
 
 
 def _seeds(
-    measured: Mapping[tuple, Mapping[str, Any]], arm: str, column: float | str, metric: str
+    measured: Mapping[tuple, Mapping[str, Any]], arm: str, column: float | None, metric: str
 ) -> dict[int, Mapping[str, Any]]:
-    """The rows of an arm in a column, by seed."""
+    """The rows of an arm in a column, a keep ratio or None for dense, by seed."""
     return {
         seed: row
         for (name, seed, execution, ratio), row in measured.items()
         if name == arm
         and is_defined(row["metrics"].get(metric))
-        and (
-            execution == "dense" if column == "dense" else execution != "dense" and ratio == column
-        )
+        and column == (ratio if find_execution(execution).prunes else None)
     }

@@ -25,6 +25,7 @@ from sparse_dset.config import build_from_config, check_config
 from sparse_dset.engine.checkpoint import weights_name
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import NOT_AVAILABLE, append_row, is_defined, now, read_rows
+from sparse_dset.models.executions import DENSE, find_execution
 from sparse_dset.ops.costs import set_threads
 
 _HOW_TO_RUN = ("output_dir", "resume", "objectives")
@@ -56,7 +57,7 @@ def job_id(plain: Mapping[str, Any]) -> str:
     """
     settings = {key: value for key, value in plain.items() if key not in _HOW_TO_RUN}
     settings["checkpoint"] = weights_name(plain["checkpoint"]) or plain["checkpoint"]
-    if plain["execution"] == "dense":  # it keeps every token, whatever it is asked
+    if not find_execution(plain["execution"]).prunes:  # it keeps every token, whatever it is asked
         settings["pruner"] = {**settings["pruner"], "keep_ratio": 1.0}
         settings["model"] = {**settings["model"], "pruner": settings["pruner"]}
     text = json.dumps(settings, sort_keys=True)
@@ -124,7 +125,7 @@ def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
         rows = measure(
             subject.model,
             subject.images.split(config.batch_size),
-            list(dict.fromkeys([Arm("dense"), arm])),
+            list(dict.fromkeys([Arm(DENSE.name), arm])),
             warmup=config.warmup,
             repeats=config.repeats,
             fuse=config.fuse,
@@ -170,7 +171,7 @@ def job_settings(plain: Mapping[str, Any]) -> BenchmarkConfig:
     execution = plain["execution"]
     return BenchmarkConfig(
         executions=(execution,),
-        keep_ratios=(1.0 if execution == "dense" else plain["pruner"]["keep_ratio"],),
+        keep_ratios=(plain["pruner"]["keep_ratio"] if find_execution(execution).prunes else 1.0,),
         size=plain["size"],
         batch_size=plain["batch_size"],
         images=plain["images"],

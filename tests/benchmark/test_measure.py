@@ -133,8 +133,8 @@ def test_a_cap_on_the_tokens_is_no_error() -> None:
     assert rows[2]["kept"]["s5"] == pytest.approx(3 / 20)
 
 
-def test_the_first_arm_must_be_dense() -> None:
-    with pytest.raises(ValueError, match=r"must be dense, got .*'sparse@0.3'"):
+def test_the_first_arm_must_keep_every_token() -> None:
+    with pytest.raises(ValueError, match=r"must keep every token, got .*'sparse@0.3'"):
         measure(Stub(), [torch.rand(1, 3, 64, 96)], ARMS[::-1])
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sparse_dset.benchmark.plot import draw_bars, plot_results, results_figure
-from sparse_dset.models.detector import EXECUTIONS
+from sparse_dset.models.executions import NAMES
 
 
 def rows(with_ap: bool) -> list[dict]:
@@ -80,7 +80,7 @@ def test_no_rows_are_an_error(tmp_path: Path) -> None:
 
 
 def test_every_execution_can_be_drawn(tmp_path: Path) -> None:
-    drawn = [{**rows(True)[0], "execution": execution} for execution in EXECUTIONS]
+    drawn = [{**rows(True)[0], "execution": execution} for execution in NAMES]
     plot_results(drawn, tmp_path / "plot.png")
 
 

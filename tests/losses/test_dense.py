@@ -170,6 +170,14 @@ def test_masked_tokens_take_no_part() -> None:
 
 @pytest.mark.parametrize("counts", [(2, 0), (0, 0)])
 def test_no_tokens(counts: tuple[int, ...]) -> None:
-    predictions, targets = random_predictions(2, 0), random_targets(*counts)
+    nothing = torch.zeros(2, 0, 4)
+    predictions = DensePredictions(
+        logits=torch.zeros(2, 0, CLASSES).requires_grad_(),
+        boxes=nothing.clone().requires_grad_(),
+        centers=nothing[..., :2],
+        cell_sizes=nothing[..., 2:],
+        mask=torch.zeros(2, 0, dtype=torch.bool),
+    )
+    targets = random_targets(*counts)
     assert all(value == 0 for value in DenseSupervision()(predictions, targets).values())
     assert all(gradient.numel() == 0 for gradient in gradients(predictions, targets))

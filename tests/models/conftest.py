@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparse_dset import build_detector
 from sparse_dset.models.detector import Detector
+from sparse_dset.structures.outputs import DetectorOutput
 from tests.models.training import StepOutput, run_step
 
 
@@ -139,13 +140,14 @@ def run_detector() -> Callable[..., StepOutput]:
 def assert_same_outputs() -> Callable[..., None]:
     """Compares predictions, losses and kept tokens of two outputs."""
 
-    def check(out: StepOutput, other: StepOutput, atol: float = 1e-6) -> None:
+    def check(out: DetectorOutput, other: DetectorOutput, atol: float = 1e-6) -> None:
         assert torch.equal(out.query_mask, other.query_mask)
         torch.testing.assert_close(out.pred_logits, other.pred_logits, rtol=0, atol=atol)
         torch.testing.assert_close(out.pred_boxes, other.pred_boxes, rtol=0, atol=atol)
-        assert out.losses.keys() == other.losses.keys()
-        for name, value in out.losses.items():
-            torch.testing.assert_close(other.losses[name], value, rtol=1e-5, atol=1e-5)
+        losses, other_losses = (getattr(one, "losses", {}) for one in (out, other))
+        assert losses.keys() == other_losses.keys()
+        for name, value in losses.items():
+            torch.testing.assert_close(other_losses[name], value, rtol=1e-5, atol=1e-5)
         for kept, other_kept in zip(out.kept, other.kept, strict=True):
             assert torch.equal(kept, other_kept)
 
