@@ -32,7 +32,7 @@ from sparse_dset.engine.datasets import open_dataset
 from sparse_dset.engine.evaluate import num_queries, warn_of_crowded_images
 from sparse_dset.engine.outputs import job_folder
 from sparse_dset.engine.plan import check_plan, check_statistics, ever_prunes
-from sparse_dset.engine.train import Trainer, prepare
+from sparse_dset.engine.train import make_trainer, prepare
 from sparse_dset.instantiate import instantiate
 
 
@@ -146,7 +146,7 @@ def main(cfg: DictConfig) -> None:
             check_statistics(report, config)
         warn_of_crowded_images(_source(train_set), num_queries(model))
         warn_of_crowded_images(val_set, num_queries(model), config.max_detections)
-        trainer = Trainer(
+        trainer = make_trainer(
             model,
             criterion,
             train_set,

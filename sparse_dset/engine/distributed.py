@@ -51,13 +51,13 @@ def process_group(device: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in at least one process."""
+def largest(value: int, device: torch.device) -> int:
+    """The largest value of all processes."""
     if world_size() == 1:
-        return flag
-    value = torch.tensor(int(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value)
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def share_buffers(module: nn.Module) -> None:

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 _MADE_BY_THE_DETECTOR = "sparse_dset.losses.losses.make_losses"
+_MOVED = {
+    "sparse_dset.engine.train.TrainConfig": "sparse_dset.engine.train_config.TrainConfig",
+    "sparse_dset.engine.train.PruningSchedule": "sparse_dset.engine.train_config.PruningSchedule",
+}
 
 
 def in_present_form(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -14,7 +18,7 @@ def in_present_form(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: as it was read; what is no configuration is returned as it is.
     """
-    present, model = dict(config), config.get("model")
+    present, model = _with_moved_targets(config), config.get("model")
     if isinstance(model, Mapping) and isinstance(model.get("losses"), Mapping):
         present["model"] = _with_the_criterion_outside(model)
     losses = present.get("losses")
@@ -22,6 +26,13 @@ def in_present_form(config: Mapping[str, Any]) -> dict[str, Any]:
         kept = {k: v for k, v in losses.items() if k not in ("_partial_", "width")}
         present["losses"] = {**kept, "_target_": "sparse_dset.losses.make_criterion"}
     return present
+
+
+def _with_moved_targets(node: Any) -> Any:
+    """Names classes by where they are today."""
+    if isinstance(node, Mapping):
+        return {key: _with_moved_targets(value) for key, value in node.items()}
+    return _MOVED.get(node, node) if isinstance(node, str) else node
 
 
 def _with_the_criterion_outside(model: Mapping[str, Any]) -> dict[str, Any]:

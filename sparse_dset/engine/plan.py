@@ -12,7 +12,7 @@ from torch import nn
 from sparse_dset.config import build_from_config
 from sparse_dset.engine.checkpoint import LoadReport
 from sparse_dset.engine.optim import OptimConfig
-from sparse_dset.engine.train import PruningSchedule, TrainConfig
+from sparse_dset.engine.train_config import PruningSchedule, TrainConfig
 from sparse_dset.instantiate import instantiate
 from sparse_dset.models.detector import Detector
 from sparse_dset.models.executions import find_execution

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from sparse_dset import build_criterion, build_detector
+from sparse_dset.engine.hooks import ForwardOptions, Hook, StepResult
+from sparse_dset.engine.loop import Trainer
 from sparse_dset.engine.optim import OptimConfig
-from sparse_dset.engine.train import PruningSchedule, TrainConfig, Trainer, prepare
+from sparse_dset.engine.train import make_trainer, prepare
+from sparse_dset.engine.train_config import PruningSchedule, TrainConfig
 
 CPU = torch.device("cpu")
 EXPERTS = (
@@ -52,18 +55,29 @@ class _Crowds(torch.utils.data.Dataset):
         return torch.rand(3, 64, 64 + 32 * (index % 2), generator=generator), target
 
 
-class _Recorder(Trainer):
-    """Keeps the gradients of its last step."""
+class _Recorder(Hook):
+    """Keeps the numbers and the gradients of a step.
 
-    gradients: dict[str, Tensor]
+    Attributes:
+        values: what is printed of it.
+        gradients: of each parameter that has one.
+    """
 
-    def _update(self, batches: list) -> float:
-        self.gradients = {
-            name: parameter.grad.clone()
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None
-        }
-        return super()._update(batches)
+    def __init__(self) -> None:
+        self.values: Mapping[str, float] = {}
+        self.gradients: dict[str, Tensor] = {}
+
+    def before_step(self, trainer: Trainer, options: ForwardOptions) -> ForwardOptions:
+        def note(*_: Any) -> None:
+            for name, parameter in trainer.model.named_parameters():
+                if parameter.grad is not None:
+                    self.gradients[name] = parameter.grad.clone()
+
+        trainer.optimizer_step.optimizer.register_step_pre_hook(note)
+        return options
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        self.values = result.values
 
 
 @cache
@@ -104,9 +118,10 @@ def _step(
     model = build_detector("nano", 2, overrides, pretrained=False)
     model.load_state_dict(_model(*overrides))
     model.double()  # what is left is the rounding of the losses, which are float32
+    recorder = _Recorder()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a single step ends within the warm-up
-        trainer = _Recorder(
+        trainer = make_trainer(
             model,
             build_criterion(overrides),
             _Crowds(counts),
@@ -115,11 +130,10 @@ def _step(
             optim=OptimConfig(),
             record={"train": asdict(config)},
             device=CPU,
+            own_hooks=[recorder],
         )
-    seen: list[dict[str, float]] = []
-    trainer._note = lambda values, writer: seen.append(values)  # type: ignore[method-assign]
     trainer.fit()
-    return trainer.gradients, seen[0], dict(model.named_buffers())
+    return recorder.gradients, dict(recorder.values), dict(model.named_buffers())
 
 
 def _assert_same_gradients(own: dict[str, Tensor], whole: dict[str, Tensor]) -> None:

@@ -34,3 +34,13 @@ def test_what_is_no_configuration_stays(config: dict) -> None:
 def test_one_of_today_stays() -> None:
     config = compose_config("train", ["data=coco", "data.root=/x"])
     assert in_present_form(config) == config
+
+
+def test_settings_of_a_training_were_elsewhere() -> None:
+    present = compose_config("train", ["data=coco", "data.root=/x"])
+    before = {**present, "train": {**present["train"]}}
+    before["train"]["_target_"] = "sparse_dset.engine.train.TrainConfig"
+    pruning = {"_target_": "sparse_dset.engine.train.PruningSchedule"}
+    before["train"]["pruning"] = {**present["train"]["pruning"], **pruning}
+    assert before != present
+    assert in_present_form(before) == present

@@ -15,9 +15,13 @@ from torch import nn
 
 from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.checkpoint import load_checkpoint
+from sparse_dset.engine.hooks import Evaluation
 from sparse_dset.engine.loggers import shown
+from sparse_dset.engine.loop import Trainer
 from sparse_dset.engine.optim import OptimConfig
-from sparse_dset.engine.train import PruningSchedule, TrainConfig, Trainer, prepare
+from sparse_dset.engine.train import make_trainer as make_any_trainer
+from sparse_dset.engine.train import prepare
+from sparse_dset.engine.train_config import PruningSchedule, TrainConfig
 from tests.engine.conftest import stub_criterion
 
 
@@ -34,7 +38,7 @@ def make_trainer(
     def make(folder: str, scores: list[float] | None = None, **settings: Any) -> Trainer:
         left = iter(scores or ())
         monkeypatch.setattr(
-            "sparse_dset.engine.train.evaluate",
+            "sparse_dset.engine.hooks.evaluation.evaluate",
             lambda *_, **__: {"AP": next(left), "AP50": math.nan},
         )
         config = TrainConfig(
@@ -50,7 +54,7 @@ def make_trainer(
             },
         )
         prepare(config)
-        return Trainer(
+        return make_any_trainer(
             stub_detector(),
             stub_criterion,
             data,
@@ -125,7 +129,8 @@ def test_a_training_without_validation_ends_with_its_last_checkpoint(
     make_trainer("run", max_steps=2).fit()
     resumed = make_trainer("run")
     resumed.resume(tmp_path / "run" / "last.pt")
-    assert resumed.fit() == {}
+    resumed.fit()
+    assert resumed.hook(Evaluation).metrics == {}
     assert load_checkpoint(tmp_path / "run" / "last.pt")["closed_epochs"] == 4
     assert not (tmp_path / "run" / "best.pt").exists()
 

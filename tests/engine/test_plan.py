@@ -8,7 +8,7 @@ import pytest
 from sparse_dset.config import compose_config
 from sparse_dset.engine.checkpoint import LoadReport
 from sparse_dset.engine.plan import check_plan, check_statistics
-from sparse_dset.engine.train import PruningSchedule, TrainConfig
+from sparse_dset.engine.train_config import PruningSchedule, TrainConfig
 
 SCRATCH = ["data=synthetic", "data.root=x", "model=nano"]
 
