@@ -54,7 +54,8 @@ def _check(plain: dict[str, Any]) -> None:
             raise ValueError(f"arm {arm.name} has data.val=null: ablate measures on data.val")
         # In hydra's grammar the keys of {s4: -0.5} have no quotes.
         settings = [f"pruner.{key}={value}".replace("'", "") for key, value in arm.pruner.items()]
-        build_from_config(compose_config("train", [*plain["base"], *settings]), pretrained=False)
+        config = compose_config("train", [*plain["base"], *settings])
+        build_from_config(config, pretrained=False).check_decision()
 
 
 def _train(arm: AblationArm, seed: int, base: list[str], folder: Path) -> None:

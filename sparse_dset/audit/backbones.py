@@ -128,7 +128,7 @@ def _check_early(name: str) -> str:
     overrides = [f"model.backbone.name={name}", "model.backbone.frozen=[]", "pruner.stage=s3"]
     config = compose_config("detector", ["model=nano", "model.backbone.weights=null", *overrides])
     try:
-        build_from_config(config, pretrained=False)
+        build_from_config(config, pretrained=False).check_decision()
     except ValueError:
         return "no"
     return "yes"

@@ -115,6 +115,7 @@ def open_detector(plain: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:
         settings = {**plain["model"], "pruner": {**plain["model"]["pruner"], "keep_ratio": 1.0}}
         config = {"model": settings}
         model = build_from_config(config, pretrained=False)
+        model.check_decision()
     elif model_overrides():
         raise ValueError(
             f"the model is the one of {plain['checkpoint']}; leave out {model_overrides()}"

@@ -59,6 +59,8 @@ def check_plan(plain: Mapping[str, Any]) -> None:
     instantiate(plain["losses"])
     described = {"model": {**plain["model"], "class_names": None}}  # the data decides the classes
     model = None if plain["peer"] else build_from_config(described, pretrained=False)
+    if model is not None:
+        model.check_decision()
     from_scratch = plain["weights"] is None and not plain["resume"]
     if train.freeze_statistics and not pruning.warmup_epochs and from_scratch:
         raise ValueError(

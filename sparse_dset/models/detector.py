@@ -78,8 +78,6 @@ class Detector(nn.Module):
             self.backend, self.algorithm = backend, algorithm
         self.backbone = backbone
         self.pruner = pruner(backbone.channels)
-        if self.pruner.is_early:
-            self._check_late_stages()
         self.encoder = encoder(backbone.out_channels)
         self.decoder = decoder(num_classes)
         # Their parameters have been called so in every checkpoint.
@@ -358,8 +356,16 @@ class Detector(nn.Module):
         return maps[-3:]
 
     @torch.no_grad()
-    def _check_late_stages(self) -> None:
-        """Tells now whether the stages after an early decision have a form on kept sites."""
+    def check_decision(self) -> None:
+        """Runs the stages after an early decision on a few kept sites; a late one is always right.
+
+        The first forward pass finds the same, in other words.
+
+        Raises:
+            ValueError: a stage has no form on kept sites; the message says why.
+        """
+        if not self.pruner.is_early:
+            return
         first = self.pruner.num_early - 1
         supports = [Support.full(1, side, side) for side in (16, 8, 4, 2)[first:]]
         features = torch.zeros(supports[0].num_sites, self.backbone.channels[first])

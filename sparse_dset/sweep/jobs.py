@@ -158,7 +158,7 @@ def check_job(plain: Mapping[str, Any]) -> None:
     check_number("seed", plain["seed"], at_least=0, whole=True)
     check_number("eval_batch_size", plain["eval_batch_size"], at_least=1, whole=True)
     if plain["checkpoint"] is None:
-        build_from_config(plain, pretrained=False)
+        build_from_config(plain, pretrained=False).check_decision()
 
 
 def job_settings(plain: Mapping[str, Any]) -> BenchmarkConfig:

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from sparse_dset import build_detector
 from sparse_dset.structures import check_nested
 from tests.models.training import losses_of
 
@@ -172,5 +173,8 @@ def test_the_gate_trains_an_early_scorer(make_detector, make_targets, assert_sam
 
 def test_a_backbone_that_cannot_run_on_kept_sites_says_why(make_detector):
     settings = "model.backbone.name=mobilenetv3_small_100", "model.backbone.frozen=[]"
+    model = build_detector("nano", 3, [*settings, "pruner.stage=s3"], pretrained=False)
     with pytest.raises(ValueError, match="pruner.stage=s3: .* mean, which has no form .*=s5"):
-        make_detector("nano", *settings, "pruner.stage=s3")
+        model.check_decision()
+    with pytest.raises(ValueError, match="mean, which has no form on kept sites"):
+        model(torch.rand(1, 3, 64, 64), execution="sparse")
