@@ -77,7 +77,7 @@ def main(cfg: DictConfig) -> None:
             "amp": cfg.amp,
             "max_detections": cfg.max_detections,
             "metrics": metrics,
-            "backend": resolve_backend(model.backend, device),
+            "backend": resolve_backend(model.backend, device).name,
             "environment": environment(device),
             "config": record,
         }

@@ -82,7 +82,7 @@ def main() -> int:
         status = backend_status(name, reason, device)
         failed |= status.startswith("yes") and not float(status.split()[-1]) <= 1e-3
         print(f"  {name:34} {status}")
-    print(f"\nbackend=auto runs: {resolve_backend('auto', device)}")
+    print(f"\nbackend=auto runs: {resolve_backend('auto', device).name}")
     return int(failed)
 
 

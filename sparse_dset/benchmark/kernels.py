@@ -11,19 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_dset import native
 from sparse_dset.benchmark.comparison import PRIME, Comparison
 from sparse_dset.benchmark.peers import (
     PEERS,
     NcnnConvolution,
     installed,
 )
-from sparse_dset.ops import (
-    available_backends,
-    dense_conv2d,
-    sparse_conv2d,
-)
-from sparse_dset.ops.cpu import chosen_algorithm
+from sparse_dset.ops import dense_conv2d, sparse_conv2d
+from sparse_dset.ops.backends import CPU, REFERENCE, SPCONV
 from sparse_dset.structures import SparseMap, Support, enlarged
 
 SHAPES = ((128, 80), (256, 80), (256, 40), (64, 160))
@@ -62,9 +57,9 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
     def rows_of(y: Tensor) -> Tensor:
         return SparseMap.from_dense(y, support).features
 
-    def with_rows(**options: str) -> Callable[..., Tensor]:
+    def with_rows(**options: Any) -> Callable[..., Tensor]:
         def run(_: Tensor, __: Tensor, rows: Tensor, ___: Any) -> Tensor:
-            return sparse_conv2d(rows, weight, None, support, **options)  # type: ignore[arg-type]
+            return sparse_conv2d(rows, weight, None, support, **options)
 
         return run
 
@@ -72,14 +67,14 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
         f"oneDNN dense {name}": lambda _, x, *__: F.conv2d(x, dense_weight, padding=1),
         "our dense": lambda x, *_: dense_conv2d(x, weight, None),
     }
-    if not native.unavailable_reason():
-        auto = chosen_algorithm(support, channels, channels)
-        arms[f"sparse auto = {auto}"] = with_rows(backend="cpu")
-        for algorithm in ("indirect", "winograd2", "winograd4"):
-            arms[f"sparse {algorithm}"] = with_rows(backend="cpu", algorithm=algorithm)
-    arms["im2col + matmul"] = with_rows(backend="reference")
-    if "spconv" in available_backends():
-        arms["spconv Native"] = with_rows(backend="spconv")
+    if not CPU.problem():
+        auto = CPU.chosen_algorithm(support, channels, channels)
+        arms[f"sparse auto = {auto}"] = with_rows(backend=CPU)
+        for algorithm in CPU.algorithms[1:]:
+            arms[f"sparse {algorithm}"] = with_rows(backend=CPU, algorithm=algorithm)
+    arms["im2col + matmul"] = with_rows(backend=REFERENCE)
+    if not SPCONV.problem():
+        arms["spconv Native"] = with_rows(backend=SPCONV)
     if peer is not None:
         arms["ncnn dense"] = lambda *inputs: peer(inputs[-1])
 

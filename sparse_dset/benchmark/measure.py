@@ -20,7 +20,7 @@ from sparse_dset.models.detector import Detector, DetectorOutput
 from sparse_dset.models.executions import DENSE, find_execution
 from sparse_dset.models.modes import switched_to_evaluation
 from sparse_dset.models.pruner import ByContent
-from sparse_dset.ops.cpu import chosen_algorithm
+from sparse_dset.ops.backends import AUTO, find_backend
 from sparse_dset.structures import Support
 
 LARGEST_DIFFERENCE = 1e-3
@@ -189,18 +189,21 @@ def _mean_gflops(model: Detector, arm: Arm, batches: Sequence[Tensor]) -> dict[s
 
 def _algorithms(model: Detector, output: DetectorOutput) -> dict[str, str] | None:
     """How the neck's 3x3 convolutions of each level are computed; None: no choice is made."""
-    if output.backend != "cpu" or not find_execution(output.execution).counts_kept_sites:
+    backend = find_backend(output.backend)
+    if backend is None or not find_execution(output.execution).counts_kept_sites:
         return None
     weights = [w for w in model.encoder.pan_blocks.parameters() if w.shape[2:] == (3, 3)]
     if not weights:
         return None
     channels_out, channels_in = weights[0].shape[:2]
-    return {
-        level: chosen_algorithm(Support.from_mask(mask), channels_in, channels_out)
-        if model.algorithm == "auto"
-        else model.algorithm
+    chosen = {
+        level: backend.chosen_algorithm(Support.from_mask(mask), channels_in, channels_out)
         for level, mask in zip(LEVELS, output.kept, strict=True)
     }
+    named = {level: algorithm for level, algorithm in chosen.items() if algorithm is not None}
+    if model.algorithm != AUTO:
+        named = dict.fromkeys(named, model.algorithm)
+    return named or None
 
 
 def _peak_memory_mib(call: Callable[[], object], device: torch.device) -> float | None:

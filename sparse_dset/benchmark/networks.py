@@ -25,8 +25,8 @@ from sparse_dset.models.export import export_onnx
 from sparse_dset.ops import (
     dense_deform_attn,
     project_and_sample,
-    use_backend,
 )
+from sparse_dset.ops.backends import AUTO, REFERENCE, resolve_backend, use_backend
 from sparse_dset.structures import SparseMap, Support, enlarged, map_to_rows, rows_to_map
 
 WITH_PEER = ("r18", "r50", "lite0")
@@ -50,14 +50,15 @@ def neck_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iter
             return maps, rows
 
         def onednn(maps: list[Tensor], rows: list[Tensor]) -> None:
-            with use_backend("reference"):
+            with use_backend(REFERENCE):
                 model.encoder.fuse(maps)
 
         def dense(maps: list[Tensor], rows: list[Tensor]) -> None:
             model.encoder.fuse(maps)
 
         def sparse(maps: list[Tensor], rows: list[Tensor], masks: list[Tensor] = masks) -> None:
-            supports = [Support.from_mask(mask) for mask in masks]
+            tables = resolve_backend(AUTO, rows[0].device).tables
+            supports = [Support.from_mask(mask, tables) for mask in masks]
             model.encoder.fuse([SparseMap(r, s) for r, s in zip(rows, supports, strict=True)])
 
         arms = {"oneDNN dense": onednn, "our dense": dense, "sparse": sparse}

@@ -23,12 +23,13 @@ from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
 from sparse_dset.models.pruner.scorer import LEVELS
 from sparse_dset.models.rtdetr_names import place_rtdetr
 from sparse_dset.models.synced_norm import SingleValuesNormalised
-from sparse_dset.ops import resolve_backend, use_backend
+from sparse_dset.ops.backends import REFERENCE, Backend, resolve_backend, use_backend
 from sparse_dset.structures import SparseMap, Support, check_nested, enlarged
 from sparse_dset.structures.geometry import Geometry, pad_batch
 from sparse_dset.structures.maps import FeatureMap
 from sparse_dset.structures.outputs import DetectorOutput, RouterStats, SupervisedOutput
 from sparse_dset.structures.pixels import wrong_range
+from sparse_dset.structures.tables import Tables
 from sparse_dset.structures.targets import pad_targets
 
 
@@ -58,7 +59,7 @@ class Detector(nn.Module):
         view: PictureView,
         dense_head: bool = False,
         execution: str | Execution = "sparse",
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         algorithm: str = "auto",
         class_names: Sequence[str] | None = None,
     ) -> None:
@@ -137,10 +138,10 @@ class Detector(nn.Module):
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"{len(targets)} targets were given for {len(images)} images")
         dtype = next(self.parameters()).dtype
-        backend = resolve_backend(self.backend, images.device, dtype)
-        with use_backend(backend, self.algorithm):
+        computes = resolve_backend(self.backend, images.device, dtype)
+        with use_backend(computes, self.algorithm):
             selector = self._selector(run, keep_ratio, progress)
-            return self._run(images, targets, padding_mask, run, selector, kept, backend)
+            return self._run(images, targets, padding_mask, run, selector, kept, computes)
 
     def run_for_export(self, images: Tensor) -> DetectorOutput:
         """Runs the dense execution in plain PyTorch, as ``export_onnx`` captures it.
@@ -149,8 +150,8 @@ class Detector(nn.Module):
             images: see ``forward``.
         """
         selector = self._selector(DENSE, None, 1.0)
-        with use_backend("reference", self.algorithm):
-            return self._run(images, None, None, DENSE, selector, None, "reference")
+        with use_backend(REFERENCE):
+            return self._run(images, None, None, DENSE, selector, None, REFERENCE)
 
     def _run(
         self,
@@ -160,7 +161,7 @@ class Detector(nn.Module):
         execution: Execution,
         selector: TokenSelector,
         kept: Sequence[Tensor] | None,
-        backend: str,
+        backend: Backend,
     ) -> DetectorOutput:
         images, geometry = pad_batch(self._as_weights(images), padding_mask)
         valid = geometry.valid_masks()
@@ -179,7 +180,9 @@ class Detector(nn.Module):
         scores = None
         if decision is not None and kept is None and execution.prunes:
             scores = decision.token_scores
-        maps, router_stats = self._encode(early, scores, kept_masks, valid, execution, geometry)
+        maps, router_stats = self._encode(
+            early, scores, kept_masks, valid, execution, geometry, backend.tables
+        )
         memory = self.decoder.read(maps)
         output = self.decoder(memory, geometry, padded_targets)
         supervised = None
@@ -203,7 +206,7 @@ class Detector(nn.Module):
             num_tokens=torch.stack([m.flatten(1).sum(1) for m in valid], 1),
             supervised=supervised,
             execution=execution.name,
-            backend=backend,
+            backend=backend.name,
         )
 
     @property
@@ -219,9 +222,10 @@ class Detector(nn.Module):
         """
         images, geometry = pad_batch(self._as_weights(images), padding_mask)
         valid = geometry.valid_masks()
-        with use_backend(self.backend, self.algorithm):
+        backend = resolve_backend(self.backend, images.device, images.dtype)
+        with use_backend(backend, self.algorithm):
             early = self._extract(images, range(self.pruner.num_early), geometry)
-            return self._encode(early, None, valid, valid, DENSE, geometry)[0]
+            return self._encode(early, None, valid, valid, DENSE, geometry, backend.tables)[0]
 
     def score_tokens(
         self, images: Tensor, padding_mask: Tensor | None = None
@@ -322,17 +326,19 @@ class Detector(nn.Module):
         valid: Sequence[Tensor],
         execution: Execution,
         geometry: Geometry,
+        tables: Tables,
     ) -> tuple[list[FeatureMap], list[RouterStats]]:
         """Runs everything between the decision and the decoder."""
         maps = None
         if self.pruner.is_early:
-            maps = self._go_on_at_sites(early[-1], scores, kept, execution, geometry)
+            maps = self._go_on_at_sites(early[-1], scores, kept, execution, geometry, tables)
         if maps is None:
             late = self._extract(early[-1], range(self.pruner.num_early, 4), geometry)
             features = [self._gated(f, scores) for f in (*early, *late)[1:]]
-            maps = execution.place(features, kept, valid, geometry)
+            maps = execution.place(features, kept, valid, geometry, tables)
         maps, router_stats = self.encoder.encode(maps, geometry)
-        return self.encoder.fuse(execution.before_neck(maps, valid, geometry)), router_stats
+        maps = execution.before_neck(maps, valid, geometry, tables)
+        return self.encoder.fuse(maps), router_stats
 
     def _go_on_at_sites(
         self,
@@ -341,6 +347,7 @@ class Detector(nn.Module):
         kept: Sequence[Tensor],
         execution: Execution,
         geometry: Geometry,
+        tables: Tables,
     ) -> list[FeatureMap] | None:
         """Runs the backbone's stages after an early decision on the kept sites of its last map.
 
@@ -348,7 +355,7 @@ class Detector(nn.Module):
         """
         first = self.pruner.num_early - 1
         masks = kept if first else [enlarged(kept[0]) & geometry.valid_mask(4), *kept]
-        supports = [Support.from_mask(mask) for mask in masks]
+        supports = [Support.from_mask(mask, tables) for mask in masks]
         x = execution.on_sites(self._gated(feature, scores), supports[0])
         if x is None:
             return None
@@ -370,7 +377,7 @@ class Detector(nn.Module):
         supports = [Support.full(1, side, side) for side in (16, 8, 4, 2)[first:]]
         features = torch.zeros(supports[0].num_sites, self.backbone.channels[first])
         try:
-            with switched_to_evaluation(self.backbone), use_backend("reference"):
+            with switched_to_evaluation(self.backbone), use_backend(REFERENCE):
                 self.backbone(SparseMap(features, supports[0]), range(first + 1, 4), supports[1:])
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"pruner.stage={LEVELS[first]}: {error}") from error

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 from sparse_dset.structures.geometry import Geometry
 from sparse_dset.structures.maps import FeatureMap
+from sparse_dset.structures.tables import Tables
 
 _ALL_LEVELS = range(3)
 
@@ -73,6 +74,7 @@ class Execution(ABC):
         kept: Sequence[Tensor],
         valid: Sequence[Tensor],
         geometry: Geometry,
+        tables: Tables,
     ) -> list[FeatureMap]:
         """Turns the backbone's tensors into the maps that enter the encoder.
 
@@ -81,10 +83,15 @@ class Execution(ABC):
             kept: what this execution keeps of them, see ``pruned_levels``.
             valid: the cells that are no padding.
             geometry: where each image ends.
+            tables: makes the lookup tables of supports.
         """
 
     def before_neck(
-        self, maps: Sequence[FeatureMap], valid: Sequence[Tensor], geometry: Geometry
+        self,
+        maps: Sequence[FeatureMap],
+        valid: Sequence[Tensor],
+        geometry: Geometry,
+        tables: Tables,
     ) -> list[FeatureMap]:
         """Returns the maps that enter the neck, of those that the encoder returned."""
         return list(maps)
@@ -102,8 +109,9 @@ class Dense(Execution):
         kept: Sequence[Tensor],
         valid: Sequence[Tensor],
         geometry: Geometry,
+        tables: Tables,
     ) -> list[FeatureMap]:
-        return _dense(features, valid, geometry)
+        return _dense(features, valid, geometry, tables)
 
 
 class DenseScatter(Execution):
@@ -121,20 +129,25 @@ class DenseScatter(Execution):
         kept: Sequence[Tensor],
         valid: Sequence[Tensor],
         geometry: Geometry,
+        tables: Tables,
     ) -> list[FeatureMap]:
         # A level that is not pruned keeps its valid cells, the very same mask.
-        maps = _dense(features, valid, geometry)
+        maps = _dense(features, valid, geometry, tables)
         return [
-            x if own is whole else SparseMap.from_dense(feature, Support.from_mask(own))
+            x if own is whole else SparseMap.from_dense(feature, Support.from_mask(own, tables))
             for x, feature, own, whole in zip(maps, features, kept, valid, strict=True)
         ]
 
     def before_neck(
-        self, maps: Sequence[FeatureMap], valid: Sequence[Tensor], geometry: Geometry
+        self,
+        maps: Sequence[FeatureMap],
+        valid: Sequence[Tensor],
+        geometry: Geometry,
+        tables: Tables,
     ) -> list[FeatureMap]:
         # This is where DSET loses its savings.
         tensors = [m if isinstance(m, Tensor) else m.to_dense() for m in maps]
-        return _dense(tensors, valid, geometry)
+        return _dense(tensors, valid, geometry, tables)
 
 
 class Sparse(Execution):
@@ -152,8 +165,10 @@ class Sparse(Execution):
         kept: Sequence[Tensor],
         valid: Sequence[Tensor],
         geometry: Geometry,
+        tables: Tables,
     ) -> list[FeatureMap]:
-        return [SparseMap.from_dense(f, Support.from_mask(m)) for f, m in zip(features, kept)]
+        supports = [Support.from_mask(mask, tables) for mask in kept]
+        return [SparseMap.from_dense(f, s) for f, s in zip(features, supports, strict=True)]
 
 
 class Masked(Execution):
@@ -170,8 +185,9 @@ class Masked(Execution):
         kept: Sequence[Tensor],
         valid: Sequence[Tensor],
         geometry: Geometry,
+        tables: Tables,
     ) -> list[FeatureMap]:
-        return _masked(features, kept)
+        return _masked(features, kept, tables)
 
 
 class Auto(Sparse):
@@ -212,11 +228,12 @@ def find_execution(execution: str | Execution) -> Execution:
 
 
 def _dense(
-    tensors: Sequence[Tensor], valid: Sequence[Tensor], geometry: Geometry
+    tensors: Sequence[Tensor], valid: Sequence[Tensor], geometry: Geometry, tables: Tables
 ) -> list[FeatureMap]:
     """Marks the padding of dense maps, where there is any."""
-    return _masked(tensors, valid) if geometry.padded else list(tensors)
+    return _masked(tensors, valid, tables) if geometry.padded else list(tensors)
 
 
-def _masked(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> list[FeatureMap]:
-    return [MaskedMap.from_dense(t, Support.from_mask(m)) for t, m in zip(tensors, masks)]
+def _masked(tensors: Sequence[Tensor], masks: Sequence[Tensor], tables: Tables) -> list[FeatureMap]:
+    supports = [Support.from_mask(mask, tables) for mask in masks]
+    return [MaskedMap.from_dense(t, s) for t, s in zip(tensors, supports, strict=True)]

@@ -22,8 +22,8 @@ from sparse_dset.ops import (
     sparse_conv2d,
 )
 from sparse_dset.ops.activations import activate, check_activation
-from sparse_dset.ops.reference import window_rows
 from sparse_dset.ops.segment import take, widened
+from sparse_dset.ops.windows import window_rows
 from sparse_dset.structures import MaskedMap, SparseMap, Support, map_to_rows, rows_to_map
 from sparse_dset.structures.maps import FeatureMap
 

@@ -1,6 +1,13 @@
 """The operators on kept sites."""
 
 from sparse_dset.ops import costs, flops  # noqa: F401  load prices, make FLOP counters see them
+from sparse_dset.ops.backends import (
+    Backend,
+    available_backends,
+    backend_problems,
+    resolve_backend,
+    use_backend,
+)
 from sparse_dset.ops.deform_attn import (
     dense_deform_attn,
     project_and_sample,
@@ -9,16 +16,11 @@ from sparse_dset.ops.deform_attn import (
 from sparse_dset.ops.depthwise import depthwise_conv2d
 from sparse_dset.ops.inference import dense_conv2d, pointwise_conv, rows_conv2d
 from sparse_dset.ops.segment import segment_mean, segment_sum
-from sparse_dset.ops.sparse_conv import (
-    available_backends,
-    backend_problems,
-    resolve_backend,
-    sparse_conv2d,
-    use_backend,
-)
+from sparse_dset.ops.sparse_conv import sparse_conv2d
 from sparse_dset.ops.strips import ConvWeights, inverted_residual, worth_strips
 
 __all__ = [
+    "Backend",
     "ConvWeights",
     "available_backends",
     "backend_problems",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sparse_dset import native
 from sparse_dset.files import write_text
+from sparse_dset.ops.backends import CPU
 from sparse_dset.structures.grid import enlarged
 from sparse_dset.structures.support import Support
 
@@ -94,7 +95,7 @@ def _supports() -> list[Support]:
             supports.append(enlarged(blocks, 4))
             supports.append(torch.rand(1, side, side) < keep)
             supports[-1][0, 0, 0] = True
-    return [Support.from_mask(mask) for mask in supports]
+    return [Support.from_mask(mask, CPU.tables) for mask in supports]
 
 
 def _time(

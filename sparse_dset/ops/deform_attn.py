@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_dset import native
 from sparse_dset.checks import check_gradient, check_tensor
-from sparse_dset.ops import cpu
+from sparse_dset.ops.backends.choice import AUTO, resolve_backend
+from sparse_dset.ops.backends.reference import Backend
+from sparse_dset.ops.backends.reference_sampling import sum_dtype
 from sparse_dset.ops.inference import pointwise_conv
-from sparse_dset.ops.sparse_conv import check_bias, resolve_backend
+from sparse_dset.ops.shapes import check_bias
 from sparse_dset.structures.support import Support
 
 ORDERS = ("project_first", "sample_first")
@@ -33,7 +34,7 @@ def sparse_deform_attn(
     weights: Tensor,
     extents: Tensor,
     background: Tensor | None = None,
-    backend: str = "auto",
+    backend: str | Backend = AUTO,
 ) -> Tensor:
     """Sums bilinear samples of the rows of all levels.
 
@@ -48,8 +49,7 @@ def sparse_deform_attn(
         weights: ``[B, Q, heads, L, P]``.
         extents: ``[B, L, 2]``, the image's (height, width) in cells, fractions included.
         background: ``[L, heads * dim]``; None reads zero.
-        backend: see ``resolve_backend``; "cpu" has a kernel of its own, the others sample by the
-            reference.
+        backend: one of ``backends.NAMES``, or an object.
 
     Returns:
         ``[B, Q, heads * dim]`` of the dtype of ``value``; sums are made in float32 or wider.
@@ -57,41 +57,12 @@ def sparse_deform_attn(
     Raises:
         ValueError: shapes that do not fit; the message names the argument.
     """
-    batch, queries, heads, levels, points, _ = _check(locations, weights, extents)
+    batch, _, heads, levels, *_ = _check(locations, weights, extents)
     _check_value(value, supports, background, batch, heads, levels)
     check_gradient(value, locations, weights, extents, background)
-    dtype = _sum_dtype(value, weights)
-    if resolve_backend(backend, value.device, torch.promote_types(dtype, locations.dtype)) == "cpu":
-        if background is None:
-            background = value.new_zeros(levels, value.shape[1])
-        sampled, _ = cpu.deform_attn_cpu(
-            value, supports, locations, weights, extents, background, whole_rows=False
-        )
-        return sampled.flatten(2).to(value.dtype)
-    table = [value] if background is None else [value, background]
-    nothing = value.new_zeros(1, value.shape[1])
-    rows = torch.cat([part.to(dtype) for part in [*table, nothing]])
-
-    pixels = locations * extents.flip(-1)[:, None, None, :, None, :] - 0.5
-    corners, shares = _corners(pixels)
-    index = torch.stack(
-        [
-            _find_rows(corners[:, :, :, level], support, extents[:, level])
-            for level, support in enumerate(supports)
-        ],
-        dim=3,
-    )
-    index = _place_in_table(index, supports, len(rows) - 1, background is not None)
-    index = index * heads + torch.arange(heads, device=index.device).view(heads, 1, 1, 1)
-    # One bag per query and head: the samples are never laid out in memory.
-    samples = levels * points * 4
-    sampled = F.embedding_bag(
-        index.view(-1, samples),
-        rows.view(len(rows) * heads, -1),
-        per_sample_weights=(weights.unsqueeze(-1) * shares).to(dtype).reshape(-1, samples),
-        mode="sum",
-    )
-    return sampled.view(batch, queries, value.shape[1]).to(value.dtype)
+    dtype = torch.promote_types(sum_dtype(value, weights), locations.dtype)
+    chosen = resolve_backend(backend, value.device, dtype)
+    return chosen.sample(value, supports, locations, weights, extents, background)
 
 
 def project_and_sample(
@@ -115,7 +86,7 @@ def project_and_sample(
         weight, bias: of the projection, ``[heads * dim, C]`` and ``[heads * dim]``.
         supports, locations, weights, extents: see ``sparse_deform_attn``.
         background: ``[L, C]``, unprojected features of cells without a row; None: zero.
-        order: "project_first", "sample_first" (where the C++ kernels run), or "auto" for the
+        order: "project_first", "sample_first" (where the backend can), or "auto" for the
             cheaper one.
 
     Returns:
@@ -137,12 +108,14 @@ def project_and_sample(
         value = pointwise_conv(rows, weight, bias)
         empty = F.linear(background.to(weight.dtype), weight, bias)
         return sparse_deform_attn(value, supports, locations, weights, extents, empty)
-    if not native.usable(rows.device):
+    backend = resolve_backend(AUTO, rows.device, sum_dtype(rows, weights))
+    if not backend.projects_late:
         raise ValueError(
-            f"order 'sample_first' needs the C++ kernels and a CPU, not {rows.device}: choose auto"
+            f"order 'sample_first' is none of backend {backend.name!r} on {rows.device}: choose "
+            "auto"
         )
-    sampled, coverage = cpu.deform_attn_cpu(
-        rows, supports, locations, weights, extents, background, whole_rows=True
+    sampled, coverage = backend.sample_whole_rows(
+        rows, supports, locations, weights, extents, background
     )
     # The kernel sums in float32 or wider, and so does the projection.
     per_head = weight.view(heads, -1, weight.shape[1]).transpose(1, 2).to(sampled.dtype)
@@ -160,7 +133,7 @@ def cheaper_order(rows: Tensor, shape: Sequence[int], dtype: torch.dtype) -> str
         dtype: of the weights.
     """
     sums = torch.promote_types(torch.promote_types(rows.dtype, dtype), torch.float32)
-    if resolve_backend("auto", rows.device, sums) != "cpu":
+    if not resolve_backend(AUTO, rows.device, sums).projects_late:
         return "project_first"
     num_rows, channels = rows.shape
     queries, heads = shape[0] * shape[1], shape[2]
@@ -185,7 +158,7 @@ def dense_deform_attn(
     _check_maps(maps, batch, heads, levels, weights.device)
     check_gradient(*maps, locations, weights, extents)
     channels = maps[0].shape[1]
-    dtype = _sum_dtype(maps[0], weights)
+    dtype = sum_dtype(maps[0], weights)
     if batch * queries == 0:
         return maps[0].new_zeros(batch, queries, channels)
     total = torch.zeros((), dtype=dtype, device=weights.device)
@@ -201,60 +174,6 @@ def dense_deform_attn(
         share = weights[:, :, :, level].to(dtype).transpose(1, 2).flatten(0, 1)
         total = total + (sampled * share.unsqueeze(1)).sum(-1)
     return total.view(batch, channels, queries).transpose(1, 2).to(maps[0].dtype)
-
-
-def _corners(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds the four cells around each coordinate.
-
-    Args:
-        pixels: ``[..., 2]``, (x, y).
-
-    Returns:
-        The cells, int64 ``[..., 4, 2]`` (x, y), and their bilinear shares ``[..., 4]``.
-    """
-    first = pixels.detach().floor()
-    x, y = (pixels - first).unbind(-1)
-    shares = torch.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y], dim=-1)
-    steps = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=pixels.device)
-    return first.long().unsqueeze(-2) + steps, shares
-
-
-def _find_rows(corners: Tensor, support: Support, extent: Tensor) -> Tensor:
-    """Returns the row of each cell of one level: -1 = a cell without a row, -2 = outside the image.
-
-    Args:
-        corners: int64 ``[B, ..., 2]`` (x, y).
-        extent: ``[B, 2]``, (height, width) of each image in cells.
-    """
-    grid = extent.new_tensor([support.width, support.height])
-    limits = torch.minimum(extent.flip(-1).ceil(), grid).long()
-    limits = limits.view(-1, *[1] * (corners.dim() - 2), 2)
-    inside = ((corners >= 0) & (corners < limits)).all(-1)
-    x, y = corners.where(inside.unsqueeze(-1), 0).unbind(-1)
-    image = torch.arange(support.batch_size, device=x.device).view(-1, *[1] * (x.dim() - 1))
-    return support.row_map()[image, y, x].long().where(inside, -2)
-
-
-def _place_in_table(
-    index: Tensor, supports: Sequence[Support], nothing: int, has_background: bool
-) -> Tensor:
-    """Turns rows within a level into places in [rows of all levels, background, zero].
-
-    Args:
-        index: int64 ``[B, Q, heads, L, P, 4]`` as ``_find_rows`` gives it.
-        nothing: the place of the zero row.
-    """
-    sizes = torch.tensor([support.num_sites for support in supports], device=index.device)
-    shape = (len(supports), 1, 1)
-    place = index + (sizes.cumsum(0) - sizes).view(shape)
-    empty = torch.full_like(sizes, nothing)
-    if has_background:
-        empty = nothing - len(supports) + torch.arange(len(supports), device=index.device)
-    return torch.where(index >= 0, place, empty.view(shape)).where(index != -2, nothing)
-
-
-def _sum_dtype(value: Tensor, weights: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(value.dtype, weights.dtype), torch.float32)
 
 
 def _check(locations: Tensor, weights: Tensor, extents: Tensor) -> torch.Size:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from sparse_dset.checks import check_table, check_tensor, needs_gradient, savable
-from sparse_dset.ops.activations import activate, check_activation
-from sparse_dset.ops.segment import widened
-from sparse_dset.ops.sparse_conv import (
-    check_bias,
-    check_features,
-    resolve_backend,
-    target_of,
-)
+from sparse_dset.checks import check_tensor
+from sparse_dset.ops.activations import check_activation
+from sparse_dset.ops.backends.choice import AUTO, resolve_backend
+from sparse_dset.ops.backends.reference import Backend
+from sparse_dset.ops.shapes import check_bias, check_features, target_of
 from sparse_dset.structures.support import Support
 
 
@@ -26,7 +20,7 @@ def depthwise_conv2d(
     support: Support,
     stride: int = 1,
     out_support: Support | None = None,
-    backend: str = "auto",
+    backend: str | Backend = AUTO,
     activation: str = "none",
 ) -> Tensor:
     """Convolves each channel of kept sites with a kernel of its own and "same" padding.
@@ -38,7 +32,7 @@ def depthwise_conv2d(
         features: ``[N, C]``, rows in the order of ``support.indices``.
         weight: ``[C, 1, k, k]`` with odd k, at most 7, as ``nn.Conv2d(groups=C)`` holds it.
         bias: ``[C]`` or None.
-        backend: one of ``BACKENDS``; "spconv" has no depthwise convolution: it runs "reference".
+        backend: one of ``backends.NAMES``, or an object.
         activation: applied to the sum, one of ``activations.ACTIVATIONS``.
 
     Returns:
@@ -61,65 +55,5 @@ def depthwise_conv2d(
     check_bias(bias, weight)
     dtype = torch.promote_types(features.dtype, weight.dtype)
     table = support.neighbors(size) if stride == 1 else target.strided_neighbors(support, size)
-    if resolve_backend(backend, features.device, dtype) == "cpu":
-        # A fused activation hides what its gradient needs.
-        fused = "none" if needs_gradient(features, weight, bias) else activation
-        wide = None if bias is None else bias.float()
-        out = torch.ops.sparse_dset.depthwise_conv2d_cpu.default(
-            features.float(), weight.float(), wide, table, fused
-        ).to(dtype)
-        return out if fused == activation else activate(out, activation)
-    out = depthwise_conv2d_reference(features.to(dtype), weight.to(dtype), table)
-    return activate(out if bias is None else out + bias.to(dtype), activation)
-
-
-@torch.library.custom_op("sparse_dset::depthwise_conv2d", mutates_args=())
-def depthwise_conv2d_reference(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    """Convolves the rows that a table names; differentiable in features and weight.
-
-    Args:
-        features: ``[N, C]``.
-        weight: ``[C, 1, k, k]``, of the dtype of ``features``.
-        table: int32 ``[N_out, k * k]``, the row of ``features`` under each tap, -1 = no site.
-
-    Returns:
-        ``[N_out, C]``.
-    """
-    check_table(table, features, weight)
-    if weight.shape[:2] != (features.shape[1], 1):
-        raise ValueError(
-            f"weight must be [{features.shape[1]}, 1, k, k], got {tuple(weight.shape)}"
-        )
-    dtype = features.dtype
-    features, weight = widened(features), widened(weight)
-    out = features.new_zeros(table.shape[0], features.shape[1])
-    for tap, kernel in zip(table.unbind(1), weight.flatten(1).unbind(1), strict=True):
-        there = (tap >= 0).nonzero().flatten()
-        out.index_add_(0, there, features.index_select(0, tap[there]) * kernel)
-    return out.to(dtype)
-
-
-@depthwise_conv2d_reference.register_fake
-def _(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    check_table(table, features, weight)
-    return features.new_empty(table.shape[0], features.shape[1])
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*savable(*inputs))
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-    features, weight, table = ctx.saved_tensors
-    dtype = features.dtype
-    features, weight, grad = widened(features), widened(weight), widened(grad)
-    grad_features, grad_weight = torch.zeros_like(features), torch.zeros_like(weight).flatten(1)
-    for i, tap in enumerate(table.unbind(1)):
-        there = (tap >= 0).nonzero().flatten()
-        rows, grads = tap[there], grad.index_select(0, there)
-        grad_features.index_add_(0, rows, grads * weight.flatten(1)[:, i])
-        grad_weight[:, i] = (features.index_select(0, rows) * grads).sum(0)
-    return grad_features.to(dtype), grad_weight.view_as(weight).to(dtype), None
-
-
-depthwise_conv2d_reference.register_autograd(_backward, setup_context=_save)
+    chosen = resolve_backend(backend, features.device, dtype)
+    return chosen.depthwise_conv2d(features, weight, bias, table, activation)

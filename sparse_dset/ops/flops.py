@@ -15,12 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from sparse_dset import native
-from sparse_dset.ops import (  # noqa: F401  they register the operators
-    cpu,
-    depthwise,
-    reference,
-    spconv_backend,
-)
+from sparse_dset.ops import backends  # noqa: F401  they register the operators
 
 
 def conv_flops(table: Tensor, in_channels: int, out_channels: int) -> int:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
-from sparse_dset.ops.inference import pointwise_conv, runs_kernels
+from sparse_dset.ops.backends.choice import backend_for
+from sparse_dset.ops.inference import pointwise_conv
 from sparse_dset.structures.grid import map_to_rows, rows_to_map
 from sparse_dset.structures.support import full_windows
 
@@ -42,7 +43,8 @@ class ConvWeights:
 def worth_strips(x: Tensor, expand: ConvWeights) -> bool:
     """Tells whether the wide map of ``x [B, C, H, W]`` should be made in strips, and can be."""
     wide = x.shape[0] * x.shape[2] * x.shape[3] * len(expand.weight)
-    return wide > 2 * STRIP_FLOATS and not has_torch_function_unary(x) and runs_kernels(x)
+    large = wide > 2 * STRIP_FLOATS and not has_torch_function_unary(x)
+    return large and backend_for(x).makes_strips(x)
 
 
 def inverted_residual(

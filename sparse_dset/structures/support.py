@@ -7,16 +7,14 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_dset import native
 from sparse_dset.checks import check_has_values, check_tensor
 from sparse_dset.structures.grid import enlarged
+from sparse_dset.structures.tables import PLAIN_TABLES, Tables, check_window
 
 _MOST_CELLS = 2**31 - 1  # rows are counted in 32 bits
 _MOST_SIDE = 2**20
-_LARGEST_WINDOW = 63
 
 
 class Support:
@@ -30,8 +28,19 @@ class Support:
         batch_size, height, width: the size of the grid that the sites lie on.
     """
 
-    def __init__(self, indices: Tensor, batch_size: int, height: int, width: int) -> None:
-        """Takes sites that are known to be sorted; see ``from_mask`` and ``from_indices``."""
+    def __init__(
+        self,
+        indices: Tensor,
+        batch_size: int,
+        height: int,
+        width: int,
+        tables: Tables = PLAIN_TABLES,
+    ) -> None:
+        """Takes sites that are known to be sorted; see ``from_mask`` and ``from_indices``.
+
+        Args:
+            tables: makes the lookup tables.
+        """
         if indices.dim() != 2 or indices.shape[1] != 3 or indices.dtype != torch.int32:
             raise ValueError(
                 f"indices must be int32 [N, 3], got {indices.dtype} {tuple(indices.shape)}"
@@ -40,19 +49,24 @@ class Support:
         self.batch_size = batch_size
         self.height = height
         self.width = width
+        self._maker = tables
         # A plain dict: compiled graphs cannot trace the lock in functools.cached_property.
         self._tables: dict[str, Tensor] = {}
 
     @classmethod
-    def from_mask(cls, mask: Tensor) -> Support:
-        """Builds the support of a bool mask ``[B, H, W]`` (True = kept)."""
+    def from_mask(cls, mask: Tensor, tables: Tables = PLAIN_TABLES) -> Support:
+        """Builds the support of a bool mask ``[B, H, W]`` (True = kept).
+
+        Args:
+            tables: makes the sites and the lookup tables; a backend has its own.
+        """
         check_tensor("mask", mask, "[B, H, W]", "bool")
         check_has_values("mask", mask)
-        if not native.usable(mask.device):
-            return cls(mask.nonzero().to(torch.int32).contiguous(), *mask.shape)
-        indices, row_map = torch.ops.sparse_dset.sites_of_mask(mask)
-        support = cls(indices, *mask.shape)
-        support._tables["row_map"] = row_map
+        indices, row_map = tables.sites(mask)
+        batch_size, height, width = mask.shape
+        support = cls(indices, batch_size, height, width, tables)
+        if row_map is not None:
+            support._tables["row_map"] = row_map
         return support
 
     @classmethod
@@ -167,11 +181,7 @@ class Support:
                 not nest.
         """
         _check_halved(self, coarser)
-        if native.usable(self.device):
-            rows = torch.ops.sparse_dset.parent_rows(self.indices.contiguous(), coarser.row_map())
-        else:
-            batch, y, x = self.indices.long().unbind(1)
-            rows = coarser.row_map()[batch, y // 2, x // 2].long()
+        rows = self._maker.parents(self.indices, coarser.row_map())
         if rows.numel() and int(rows.min()) < 0:
             site = self.indices[int(rows.argmin())].tolist()
             raise ValueError(f"site (batch, y, x) = {site} has no kept parent: supports must nest")
@@ -187,18 +197,8 @@ class Support:
         return self._tables[name]
 
     def _windows(self, source: Support, size: int, stride: int) -> Tensor:
-        _check_window(size)
-        if native.usable(self.device):
-            return torch.ops.sparse_dset.window_table(
-                source.row_map(), self.indices.contiguous(), size, stride
-            )
-        reach = size // 2
-        padded = F.pad(source.row_map(), (reach, reach, reach, reach), value=-1)
-        offsets = torch.arange(size, device=self.device)
-        batch, y, x = self.indices.long().unbind(1)
-        rows = (y * stride)[:, None, None] + offsets[:, None]
-        columns = (x * stride)[:, None, None] + offsets[None, :]
-        return padded[batch[:, None, None], rows, columns].flatten(1)
+        check_window(size)
+        return self._maker.windows(source.row_map(), self.indices, size, stride)
 
     def _make_mask(self) -> Tensor:
         return self.row_map() >= 0
@@ -243,11 +243,6 @@ def _check_grid(batch_size: int, height: int, width: int) -> None:
                 f"a grid must have sides and images in 0..{_MOST_SIDE} and at most {_MOST_CELLS} "
                 f"cells, got batch_size, height, width = {batch_size}, {height}, {width}"
             )
-
-
-def _check_window(size: int) -> None:
-    if not 1 <= size <= _LARGEST_WINDOW or size % 2 == 0:
-        raise ValueError(f"a window's size must be odd and in 1..{_LARGEST_WINDOW}, got {size}")
 
 
 @functools.lru_cache(maxsize=32)
@@ -314,27 +309,3 @@ def check_nested(masks: Sequence[Tensor]) -> None:
                 f"kept masks must nest: site (batch, y, x) = {site} of level {level} has no kept "
                 f"parent at level {level + 1}"
             )
-
-
-def _sites_of_mask_fake(mask: Tensor) -> tuple[Tensor, Tensor]:
-    count = torch.library.get_ctx().new_dynamic_size()
-    row_map = mask.new_empty(mask.shape, dtype=torch.int32)
-    return row_map.new_empty(count, 3), row_map
-
-
-def _window_table_fake(row_map: Tensor, indices: Tensor, size: int, stride: int) -> Tensor:
-    _check_window(size)
-    return row_map.new_empty(len(indices), size * size)
-
-
-def _register_fakes() -> None:
-    for name, fake in (
-        ("sites_of_mask", _sites_of_mask_fake),
-        ("parent_rows", lambda indices, _: indices.new_empty(len(indices), dtype=torch.int64)),
-        ("window_table", _window_table_fake),
-    ):
-        torch.library.register_fake(f"sparse_dset::{name}", fake)
-
-
-if not native.unavailable_reason():
-    _register_fakes()

@@ -7,6 +7,7 @@ from torch import Tensor
 from sparse_dset.models.executions import DENSE, EXECUTIONS, NAMES, SPARSE, Sparse, find_execution
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 from sparse_dset.structures.geometry import pad_batch
+from sparse_dset.structures.tables import PLAIN_TABLES
 
 
 class Halved(Sparse):
@@ -14,11 +15,11 @@ class Halved(Sparse):
 
     name = "halved"
 
-    def place(self, features, kept, valid, geometry):
-        maps = super().place(features, kept, valid, geometry)
+    def place(self, features, kept, valid, geometry, tables):
+        maps = super().place(features, kept, valid, geometry, tables)
         mask = maps[0].support.mask()
         mask[..., ::2] = False
-        return [SparseMap.from_dense(features[0], Support.from_mask(mask)), *maps[1:]]
+        return [SparseMap.from_dense(features[0], Support.from_mask(mask, tables)), *maps[1:]]
 
 
 def test_a_name_is_found_and_an_object_is_itself() -> None:
@@ -67,9 +68,9 @@ def test_the_kinds_of_maps() -> None:
     for execution in EXECUTIONS:
         pruned = execution.pruned_levels([2])
         own = [k if i in pruned else v for i, (k, v) in enumerate(zip(kept, valid, strict=True))]
-        maps = execution.place(features, own, valid, geometry)
+        maps = execution.place(features, own, valid, geometry, PLAIN_TABLES)
         kinds[execution.name] = [type(m) for m in maps]
-        into_neck = execution.before_neck(maps, valid, geometry)
+        into_neck = execution.before_neck(maps, valid, geometry, PLAIN_TABLES)
         assert all(isinstance(m, Tensor) for m in into_neck) == (execution.name[:5] == "dense")
         expected = features[2] * own[2]
         last = into_neck[2] if isinstance(into_neck[2], Tensor) else into_neck[2].to_dense()

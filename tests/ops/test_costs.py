@@ -9,7 +9,7 @@ import torch
 
 from sparse_dset import native
 from sparse_dset.ops import costs
-from sparse_dset.ops.cpu import chosen_algorithm
+from sparse_dset.ops.backends import CPU
 from sparse_dset.structures import Support
 
 pytestmark = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def test_prices_decide(cost_file):
         prices = {**EVEN, "transform2": 0.0, "transform4": 0.0, "weight": 0.0, dear: 100.0}
         _keep(cost_file, prices)
         assert costs.load_costs()
-        assert chosen_algorithm(support, 64, 64) == expected
+        assert CPU.chosen_algorithm(support, 64, 64) == expected
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"x": 1', None])

@@ -44,7 +44,7 @@ class Memory(TokenRows):
         dtype = torch.promote_types(value.dtype, locations.dtype)
         # The gradient of ``grid_sample`` is not deterministic on a GPU.
         any_order = not torch.are_deterministic_algorithms_enabled()
-        if self.whole and any_order and resolve_backend("auto", value.device, dtype) != "cpu":
+        if self.whole and any_order and resolve_backend("auto", value.device, dtype).samples_maps:
             rows = value.split([support.num_sites for support in self.supports])
             maps = [
                 rows_to_map(part, *support.shape)

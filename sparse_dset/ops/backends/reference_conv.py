@@ -1,4 +1,4 @@
-"""The sparse convolution in plain PyTorch: what every faster backend is compared with.
+"""Convolutions over kept sites in plain PyTorch: what every faster backend is compared with.
 
 The rows under each window are laid side by side and multiplied once (Chellapilla et al., "High
 Performance Convolutional Neural Networks for Document Processing", 2006).
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparse_dset.checks import check_table, savable
 from sparse_dset.ops.segment import widened
+from sparse_dset.ops.windows import tap_rows, window_rows
 
 
 @torch.library.custom_op("sparse_dset::sparse_conv2d", mutates_args=())
@@ -54,7 +55,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
         grad_windows = grad @ weight.permute(0, 2, 3, 1).flatten(1)
         grad_windows = widened(grad_windows).view(-1, features.shape[1])
         grad_padded = grad_windows.new_zeros(features.shape[0] + 1, features.shape[1])
-        grad_padded = grad_padded.index_add(0, _rows(features, table), grad_windows)
+        grad_padded = grad_padded.index_add(0, tap_rows(features, table), grad_windows)
         grad_features = grad_padded[:-1].to(features.dtype)
     if ctx.needs_input_grad[1]:
         # The windows are gathered again: nine times the features would be a lot to keep.
@@ -71,12 +72,53 @@ def _windows(features: Tensor, table: Tensor) -> Tensor:
     return window_rows(features, table).view(table.shape[0], 9 * features.shape[1])
 
 
-def window_rows(features: Tensor, table: Tensor) -> Tensor:
-    """Returns the row under each tap, zero where there is no site: ``[N_out * taps, C]``."""
-    padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
-    return padded.index_select(0, _rows(features, table))
+@torch.library.custom_op("sparse_dset::depthwise_conv2d", mutates_args=())
+def depthwise_conv2d_reference(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    """Convolves the rows that a table names; differentiable in features and weight.
+
+    Args:
+        features: ``[N, C]``.
+        weight: ``[C, 1, k, k]``, of the dtype of ``features``.
+        table: int32 ``[N_out, k * k]``, the row of ``features`` under each tap, -1 = no site.
+
+    Returns:
+        ``[N_out, C]``.
+    """
+    check_table(table, features, weight)
+    if weight.shape[:2] != (features.shape[1], 1):
+        raise ValueError(
+            f"weight must be [{features.shape[1]}, 1, k, k], got {tuple(weight.shape)}"
+        )
+    dtype = features.dtype
+    features, weight = widened(features), widened(weight)
+    out = features.new_zeros(table.shape[0], features.shape[1])
+    for tap, kernel in zip(table.unbind(1), weight.flatten(1).unbind(1), strict=True):
+        there = (tap >= 0).nonzero().flatten()
+        out.index_add_(0, there, features.index_select(0, tap[there]) * kernel)
+    return out.to(dtype)
 
 
-def _rows(features: Tensor, table: Tensor) -> Tensor:
-    """Points the taps without a site to a zero row behind the last one."""
-    return torch.where(table < 0, features.shape[0], table).flatten()
+@depthwise_conv2d_reference.register_fake
+def _(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    check_table(table, features, weight)
+    return features.new_empty(table.shape[0], features.shape[1])
+
+
+def _save_depthwise(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*savable(*inputs))
+
+
+def _depthwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    features, weight, table = ctx.saved_tensors
+    dtype = features.dtype
+    features, weight, grad = widened(features), widened(weight), widened(grad)
+    grad_features, grad_weight = torch.zeros_like(features), torch.zeros_like(weight).flatten(1)
+    for i, tap in enumerate(table.unbind(1)):
+        there = (tap >= 0).nonzero().flatten()
+        rows, grads = tap[there], grad.index_select(0, there)
+        grad_features.index_add_(0, rows, grads * weight.flatten(1)[:, i])
+        grad_weight[:, i] = (features.index_select(0, rows) * grads).sum(0)
+    return grad_features.to(dtype), grad_weight.view_as(weight).to(dtype), None
+
+
+depthwise_conv2d_reference.register_autograd(_depthwise_backward, setup_context=_save_depthwise)

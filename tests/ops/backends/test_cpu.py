@@ -22,8 +22,10 @@ from sparse_dset.ops import (
     sparse_deform_attn,
 )
 from sparse_dset.ops.activations import ACTIVATIONS, activate
-from sparse_dset.ops.cpu import ALGORITHMS
+from sparse_dset.ops.backends import CPU
 from sparse_dset.structures import Support
+
+ALGORITHMS = CPU.algorithms
 
 pytestmark = pytest.mark.skipif(
     bool(native.unavailable_reason()), reason=native.unavailable_reason()

@@ -22,6 +22,8 @@ from torch.func import functional_call
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparse_dset.checks import savable
+from sparse_dset.ops.activations import activate
+from sparse_dset.ops.backends.reference import Backend
 from sparse_dset.structures.support import Support
 
 TESTED_VERSION = "2.3.6"
@@ -30,30 +32,34 @@ TESTED_VERSION = "2.3.6"
 _tables = WeakTensorKeyDictionary()
 
 
-def unavailable_reason() -> str:
-    """Returns "" if spconv can be imported, else what is missing and how to install it."""
-    try:
-        _spconv()
-    except ImportError as error:
-        return str(error)
-    return ""
+class Spconv(Backend):
+    """Convolves with spconv; everything else is the reference's."""
 
+    name = "spconv"
 
-def sparse_conv2d_spconv(
-    features: Tensor, weight: Tensor, support: Support, stride: int, target: Support
-) -> Tensor:
-    """Convolves with spconv; arguments are those of ``sparse_conv2d``, checked already.
+    def problem(self) -> str:
+        try:
+            _spconv()
+        except ImportError as error:
+            return str(error)
+        return ""
 
-    Args:
-        target: the sites to evaluate; ``support`` itself for stride 1.
-
-    Returns:
-        ``[N_out, C_out]`` without bias.
-    """
-    table = support.neighbors() if stride == 1 else target.strided_neighbors(support)
-    return _sparse_conv2d_spconv(
-        features, weight, table, support.indices, target.indices, support.shape, stride
-    )
+    def sparse_conv2d(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        support: Support,
+        stride: int,
+        target: Support,
+        algorithm: str,
+        activation: str,
+    ) -> Tensor:
+        table = support.neighbors() if stride == 1 else target.strided_neighbors(support)
+        out = _sparse_conv2d_spconv(
+            features, weight, table, support.indices, target.indices, support.shape, stride
+        )
+        return activate(out if bias is None else out + bias, activation)
 
 
 @torch.library.custom_op("sparse_dset::sparse_conv2d_spconv", mutates_args=())

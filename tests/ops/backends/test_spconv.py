@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_dset.ops import backend_problems, resolve_backend, sparse_conv2d, spconv_backend
+from sparse_dset.ops import backend_problems, resolve_backend, sparse_conv2d
+from sparse_dset.ops.backends import spconv
 from sparse_dset.structures import SparseMap, Support
 
 needs_spconv = pytest.mark.skipif(
@@ -43,15 +44,15 @@ def test_equals_the_reference(stride: int) -> None:
 def test_second_call_reuses_the_tables_and_they_go_with_the_support() -> None:
     support = Support.from_mask(torch.rand(2, 6, 6) < 0.5)
     gc.collect()
-    before = len(spconv_backend._tables)
+    before = len(spconv._tables)
     features, weight = torch.randn(support.num_sites, 8), torch.randn(8, 8, 3, 3)
     first = sparse_conv2d(features, weight, None, support, backend="spconv")
     second = sparse_conv2d(features, weight, None, support, backend="spconv")
     torch.testing.assert_close(first, second)
-    assert len(spconv_backend._tables) == before + 1
+    assert len(spconv._tables) == before + 1
     del support
     gc.collect()
-    assert len(spconv_backend._tables) == before
+    assert len(spconv._tables) == before
 
 
 @needs_spconv
@@ -134,13 +135,13 @@ def test_one_by_one_weights_are_refused() -> None:
 @needs_spconv
 def test_another_order_of_sites_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     support, _ = _supports(1)
-    run = spconv_backend._run
+    run = spconv._run
 
     def shuffled(*arguments):
         rows, sites = run(*arguments)
         return rows.flip(0), sites.flip(0)
 
-    monkeypatch.setattr(spconv_backend, "_run", shuffled)
+    monkeypatch.setattr(spconv, "_run", shuffled)
     features, weight = torch.randn(support.num_sites, 4), torch.randn(4, 4, 3, 3)
     with pytest.raises(RuntimeError, match="another order"):
         sparse_conv2d(features, weight, None, support, backend="spconv")
@@ -176,23 +177,21 @@ def test_opcheck(stride: int) -> None:
     arguments = (features, weight, table, support.indices, out_support.indices, support.shape)
     # The backward pass is spconv's own autograd, which cannot be traced.
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        spconv_backend._sparse_conv2d_spconv, (*arguments, stride), test_utils=utils
-    )
+    torch.library.opcheck(spconv._sparse_conv2d_spconv, (*arguments, stride), test_utils=utils)
 
 
 def test_a_package_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str) -> None:
         raise OSError("undefined symbol: cuMemAlloc")
 
-    spconv_backend._spconv.cache_clear()
-    monkeypatch.setattr(spconv_backend.importlib, "import_module", load)
+    spconv._spconv.cache_clear()
+    monkeypatch.setattr(spconv.importlib, "import_module", load)
     with pytest.raises(ImportError, match=r"undefined symbol.*pip install spconv"):
         resolve_backend("spconv", "cpu")
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    spconv_backend._spconv.cache_clear()
+    spconv._spconv.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "spconv.pytorch", None)
     with pytest.raises(ImportError, match=r"package spconv .* 2\.3\.6: pip install spconv"):
         resolve_backend("spconv", "cpu")

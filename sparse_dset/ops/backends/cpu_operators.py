@@ -1,8 +1,4 @@
-"""The C++ operators of ``csrc/cpu``: shapes for tracing, gradients, and typed calls.
-
-They compute in float32; half types are converted on the way in and out. Weights are packed inside,
-once for every state of a weight (see csrc/cpu/derived.h).
-"""
+"""The C++ operators of ``csrc/cpu``: shapes for tracing, and gradients."""
 
 from __future__ import annotations
 
@@ -16,80 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparse_dset import native
 from sparse_dset.checks import check_number, check_tensor, savable
-from sparse_dset.structures.support import Support
-
-ALGORITHMS = ("auto", "indirect", "winograd2", "winograd4")
-"""How a 3x3 convolution is computed: "indirect" multiplies existing pairs one tap at a time;
-"winogradM" makes MxM outputs at once with fewer multiplications (stride 1 only); "auto" takes the
-one that should be fastest for the sites at hand."""
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def supports_dtype(dtype: torch.dtype) -> bool:
-    """Tells whether the kernels compute in this type, or in a wider one."""
-    return dtype in _DTYPES
-
-
-def sparse_conv2d_cpu(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    support: Support,
-    stride: int,
-    target: Support,
-    algorithm: str,
-    activation: str,
-) -> Tensor:
-    """Convolves; arguments are those of ``sparse_conv2d``, checked already."""
-    if stride == 1:
-        table, row_map = support.neighbors(), support.row_map()
-    else:
-        table, row_map = target.strided_neighbors(support), None
-        algorithm = "indirect"
-    convolve = torch.ops.sparse_dset.sparse_conv2d_cpu.default
-    if features.dtype == torch.float32:
-        return convolve(features, weight, bias, table, row_map, algorithm, activation)
-    wide = None if bias is None else bias.float()
-    out = convolve(features.float(), weight.float(), wide, table, row_map, algorithm, activation)
-    return out.to(features.dtype)
-
-
-def chosen_algorithm(support: Support, in_channels: int, out_channels: int) -> str:
-    """Returns what "auto" means for a 3x3 convolution of stride 1 on these sites."""
-    return torch.ops.sparse_dset.chosen_algorithm(
-        support.neighbors(), support.row_map(), in_channels, out_channels
-    )
-
-
-def deform_attn_cpu(
-    rows: Tensor,
-    supports: Sequence[Support],
-    locations: Tensor,
-    weights: Tensor,
-    extents: Tensor,
-    background: Tensor,
-    whole_rows: bool,
-) -> tuple[Tensor, Tensor]:
-    """Samples; see ``sparse_deform_attn`` for the arguments.
-
-    Args:
-        whole_rows: every head samples all columns, not its own share of them (not differentiable).
-
-    Returns:
-        float32 ``[B, Q, heads, columns of a head]``, and how much of each head's weight fell inside
-        the image, ``[B, Q, heads]``.
-    """
-    return torch.ops.sparse_dset.deform_attn_cpu(
-        rows.float(),
-        [support.row_map() for support in supports],
-        [support.num_sites for support in supports],
-        locations.float(),
-        weights.float(),
-        extents.float(),
-        background.float(),
-        whole_rows,
-    )
+from sparse_dset.structures.tables import check_window
 
 
 def _check_kernel(weight: Tensor) -> None:
@@ -285,6 +208,21 @@ def _deform_attn_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     return grad_rows, no_maps, None, grad_locations, grad_weights, None, grad_background, None
 
 
+def _sites_of_mask_fake(mask: Tensor) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    row_map = mask.new_empty(mask.shape, dtype=torch.int32)
+    return row_map.new_empty(count, 3), row_map
+
+
+def _window_table_fake(row_map: Tensor, indices: Tensor, size: int, stride: int) -> Tensor:
+    check_window(size)
+    return row_map.new_empty(len(indices), size * size)
+
+
+def _parent_rows_fake(indices: Tensor, coarser_row_map: Tensor) -> Tensor:
+    return indices.new_empty(len(indices), dtype=torch.int64)
+
+
 def _on_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:
     """A tensor without values, among others that have some, would make a result without any."""
 
@@ -303,6 +241,9 @@ def _on_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:
 def _register() -> None:
     library = torch.library
     for name, fake in (
+        ("sites_of_mask", _sites_of_mask_fake),
+        ("parent_rows", _parent_rows_fake),
+        ("window_table", _window_table_fake),
         ("inverse_table", _inverse_table_fake),
         ("sparse_conv2d_cpu", _sparse_conv2d_fake),
         ("sparse_conv2d_cpu_weight_gradient", _weight_gradient_fake),
