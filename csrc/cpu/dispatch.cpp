@@ -9,19 +9,6 @@
 namespace sparse_dset {
 namespace {
 
-bool runs_here(const Kernels& kernels) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (&kernels == &kernels_avx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("fma");
-  if (&kernels == &kernels_avx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-  return &kernels == &kernels_portable;
-}
-
 const Kernels& choose() {
   const char* wanted = std::getenv("SPARSE_DSET_CPU_CAPABILITY");
   for (const Kernels* kernels : available_kernels()) {
@@ -37,8 +24,8 @@ const Kernels& choose() {
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> found;
 #if defined(__x86_64__)
-  for (const Kernels* kernels : {&kernels_avx512, &kernels_avx2})
-    if (runs_here(*kernels)) found.push_back(kernels);
+  if (runs_avx512()) found.push_back(&kernels_avx512);
+  if (runs_avx2()) found.push_back(&kernels_avx2);
 #endif
   found.push_back(&kernels_portable);
   return found;

@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace sparse_dset {
 

@@ -1,7 +1,6 @@
 // Multi-scale deformable sampling of rows.
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +9,7 @@
 #include "checks.h"
 #include "dispatch.h"
 #include "gradients.h"
+#include "operators.h"
 #include "tables.h"
 
 namespace sparse_dset {
@@ -131,6 +131,8 @@ std::vector<int64_t> reading_order(const float* locations, int64_t queries, int6
   return order;
 }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor> deform_attn(const at::Tensor& rows, at::TensorList row_maps,
                                                at::IntArrayRef level_sizes, const at::Tensor& locations,
                                                const at::Tensor& weights, const at::Tensor& extents,
@@ -198,21 +200,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_attn_backward(
     }
   });
   return {grad_rows, grad_locations, grad_weights, grad_background};
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
-  m.def("deform_attn_cpu(Tensor rows, Tensor[] row_maps, SymInt[] level_sizes, Tensor locations, "
-        "Tensor weights, Tensor extents, Tensor background, bool whole_rows) -> (Tensor, Tensor)");
-  m.def("deform_attn_cpu_backward(Tensor grad, Tensor rows, Tensor[] row_maps, SymInt[] level_sizes, "
-        "Tensor locations, Tensor weights, Tensor extents, Tensor background) "
-        "-> (Tensor, Tensor, Tensor, Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(sparse_dset, CPU, m) {
-  m.impl("deform_attn_cpu", deform_attn);
-  m.impl("deform_attn_cpu_backward", deform_attn_backward);
 }
 
 }  // namespace sparse_dset

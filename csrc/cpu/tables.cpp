@@ -3,7 +3,6 @@
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <array>
@@ -15,6 +14,7 @@
 
 #include "checks.h"
 #include "derived.h"
+#include "operators.h"
 
 namespace sparse_dset {
 namespace {
@@ -41,6 +41,8 @@ struct Grid {
   const int32_t* rows;
   const int64_t height, width;
 };
+
+}  // namespace
 
 // The row under each tap of a size x size window around (y, x) * stride: int32 [N, size^2].
 at::Tensor window_table(const at::Tensor& row_map, const at::Tensor& indices, int64_t size,
@@ -119,6 +121,8 @@ at::Tensor parent_rows(const at::Tensor& indices, const at::Tensor& coarser_row_
   }
   return parents;
 }
+
+namespace {
 
 // Copies the rows of a window, whose first cell may lie outside the grid.
 void copy_window(const Grid& grid, int64_t batch, int64_t y, int64_t x, int side, int32_t* out) {
@@ -261,20 +265,6 @@ int64_t rows_named(const at::Tensor& rows) {
     return largest;
   };
   return 1 + int64_t(*derive_from_table(rows, Derivation::last_row, make).const_data_ptr<int32_t>());
-}
-
-TORCH_LIBRARY_FRAGMENT(sparse_dset, m) {
-  m.def("sites_of_mask(Tensor mask) -> (Tensor, Tensor)");
-  m.def("parent_rows(Tensor indices, Tensor coarser_row_map) -> Tensor");
-  m.def("window_table(Tensor row_map, Tensor indices, int size, int stride) -> Tensor");
-  m.def("inverse_table(Tensor table, SymInt num_rows) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(sparse_dset, CPU, m) {
-  m.impl("sites_of_mask", sites_of_mask);
-  m.impl("parent_rows", parent_rows);
-  m.impl("window_table", window_table);
-  m.impl("inverse_table", inverse_table);
 }
 
 }  // namespace sparse_dset

@@ -5,9 +5,7 @@
 
 namespace sparse_dset {
 namespace {
-#include "simd.h"
-
-#include "kernels_impl.h"
+#include "all.h"
 }  // namespace
 
 const Kernels kernels_portable = KERNELS("portable");

@@ -122,4 +122,8 @@ struct Kernels {
 
 extern const Kernels kernels_avx512, kernels_avx2, kernels_portable;
 
+// Whether this processor has every instruction set that these were compiled with.
+bool runs_avx512();
+bool runs_avx2();
+
 }  // namespace sparse_dset
