@@ -28,7 +28,7 @@ from sparse_dset.engine.loggers import append_row, now
 from sparse_dset.engine.outputs import job_folder
 from sparse_dset.files import write_text
 from sparse_dset.models.pruner import ByContent
-from sparse_dset.ops.costs import set_threads
+from sparse_dset.ops.costs import prepare_cpu
 
 
 def _check(plain: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ def _images(subject: Subject, plain: dict[str, Any]) -> Tensor:
 def main(cfg: DictConfig) -> None:
     """Audits, prints the tables, and writes rows, tables, JSON and a picture."""
     plain = check_config(cfg)
-    set_threads(cfg.threads)
+    prepare_cpu(cfg.threads, plain["ops"]["costs"])
     torch.manual_seed(0)
     arms = dict.fromkeys([Arm("dense"), *plan_arms(plain["executions"], plain["keep_ratios"])])
     folder = job_folder(cfg.output_dir)

@@ -31,7 +31,7 @@ from sparse_dset.engine.loggers import append_row, now
 from sparse_dset.engine.outputs import job_folder
 from sparse_dset.files import write_text
 from sparse_dset.models.detector import Detector
-from sparse_dset.ops.costs import set_threads
+from sparse_dset.ops.costs import prepare_cpu
 from sparse_dset.report.page import read_all
 
 
@@ -89,7 +89,7 @@ def main(cfg: DictConfig) -> None:
     """Measures, and writes rows, a table and a plot."""
     plain = check_config(cfg)
     config = BenchmarkConfig.from_plain(plain)
-    set_threads(config.threads)
+    prepare_cpu(config.threads, plain["ops"]["costs"])
     torch.backends.cudnn.allow_tf32 = False  # convolutions as exact as matrix products
     torch.manual_seed(0)
     if config.target != "model":

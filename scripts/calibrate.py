@@ -28,7 +28,7 @@ from sparse_dset.engine.evaluate import evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment, now, shown
 from sparse_dset.engine.outputs import job_folder
 from sparse_dset.models.pruner import BY_CONTENT, TopK, check_keep_ratio
-from sparse_dset.ops.costs import set_threads
+from sparse_dset.ops.costs import prepare_cpu
 
 SHOWN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 
@@ -60,7 +60,7 @@ def _check_outputs(jobs: list[dict[str, Any]]) -> None:
 @script("calibrate")
 def main(cfg: DictConfig) -> None:
     """Calibrates, writes the checkpoint and a row, and prints what is kept at some ratios."""
-    set_threads(cfg.threads)
+    prepare_cpu(cfg.threads)
     settings = {"selector": cfg.selector, "keep_ratio": cfg.keep_ratio, "calibration": None}
     settings |= {key: cfg[key] for key in ("halo", "score_by") if cfg[key] is not None}
     model, config = read_detector(cfg.checkpoint, pruner=settings)

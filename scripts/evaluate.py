@@ -24,7 +24,7 @@ from sparse_dset.engine.outputs import job_folder
 from sparse_dset.models.executions import find_execution
 from sparse_dset.models.pruner import TopK
 from sparse_dset.ops import resolve_backend
-from sparse_dset.ops.costs import set_threads
+from sparse_dset.ops.costs import prepare_cpu
 
 
 def _check(plain: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def _check(plain: dict[str, Any]) -> None:
 def main(cfg: DictConfig) -> None:
     """Evaluates a checkpoint, prints the numbers and appends a row."""
     plain = check_config(cfg)
-    set_threads(cfg.threads)
+    prepare_cpu(cfg.threads, plain["ops"]["costs"])
     model, record = read_detector(cfg.checkpoint)
     if cfg.ops.backend != "auto":
         model.backend = cfg.ops.backend

@@ -19,7 +19,7 @@ from sparse_dset.config import check_config
 from sparse_dset.engine.checkpoint import read_detector
 from sparse_dset.engine.loggers import append_row, now
 from sparse_dset.engine.outputs import job_folder
-from sparse_dset.ops.costs import set_threads
+from sparse_dset.ops.costs import prepare_cpu
 
 
 def _check(plain: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ def _check(plain: dict[str, Any]) -> None:
 @script("scale")
 def main(cfg: DictConfig) -> None:
     """Measures, prints a table and writes rows and a plot."""
-    set_threads(cfg.threads)
+    prepare_cpu(cfg.threads)
     model, config = read_detector(cfg.checkpoint)
     data = check_config(cfg).get("data") or config.get("data")
     dataset = open_validation_set(data, None, config["model"]["class_names"], model.view)

@@ -129,7 +129,7 @@ def main(cfg: DictConfig) -> None:
     config = replace(config, output_dir=str(job_folder(config.output_dir)))
     with distributed.process_group(config.device) as device, claimed(config.output_dir):
         resume = _start(plain, Path(config.output_dir))
-        prepare(config)
+        prepare(config, plain["ops"]["costs"])
         train_set, val_set = _open_data(plain["data"])
         names = _class_names(train_set, val_set)
         _check_classes(plain, names)

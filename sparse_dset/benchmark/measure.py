@@ -190,7 +190,9 @@ def _mean_gflops(model: Detector, arm: Arm, batches: Sequence[Tensor]) -> dict[s
 def _algorithms(model: Detector, output: DetectorOutput) -> dict[str, str] | None:
     """How the neck's 3x3 convolutions of each level are computed; None: no choice is made."""
     backend = find_backend(output.backend)
-    if backend is None or not find_execution(output.execution).counts_kept_sites:
+    if backend is None or backend.algorithms == (AUTO,):
+        return None
+    if not find_execution(output.execution).counts_kept_sites:
         return None
     weights = [w for w in model.encoder.pan_blocks.parameters() if w.shape[2:] == (3, 3)]
     if not weights:

@@ -17,6 +17,7 @@ import torch
 
 from sparse_dset import native
 from sparse_dset.files import append_line
+from sparse_dset.ops.costs import prices
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
@@ -67,7 +68,8 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Returns:
         Keys ``package``, ``commit`` (None outside a git checkout), ``torch``, ``python``,
-        ``cpu``, ``instruction_set``, ``threads``, ``device``.
+        ``cpu``, ``instruction_set``, ``costs`` (the prices by which algorithms are chosen),
+        ``threads``, ``device``.
     """
     device = torch.device(device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -78,6 +80,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu": cpu_model(),
         "instruction_set": native.instruction_set(),
+        "costs": prices(),
         "threads": torch.get_num_threads(),
         "device": gpu or device.type,
     }

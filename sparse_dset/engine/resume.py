@@ -15,7 +15,7 @@ _TRAIN = (
     *("save_every_steps", "eval_every", "eval_batch_size", "patience", "max_steps", "max_minutes"),
     "max_detections",
 )
-_FREE = {"resume", "weights", *(f"train.{name}" for name in _TRAIN)}
+_FREE = {"resume", "weights", "ops.costs", *(f"train.{name}" for name in _TRAIN)}
 # `pruner` and the view of `data.val` again; scripts/calibrate.py changes the former afterwards.
 _VIEW = "data.val.transforms."
 # Runs of before wrote the same view in these other words.

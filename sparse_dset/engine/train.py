@@ -18,12 +18,17 @@ from sparse_dset.engine.optim import OptimConfig
 from sparse_dset.engine.randomness import seed_everything, set_deterministic
 from sparse_dset.engine.step import Criterion
 from sparse_dset.engine.train_config import TrainConfig
-from sparse_dset.ops.costs import set_threads
+from sparse_dset.ops.costs import MEASURED, prepare_cpu
 
 
-def prepare(config: TrainConfig) -> None:
-    """Sets threads, seeds and determinism, before the model is built."""
-    set_threads(config.threads)
+def prepare(config: TrainConfig, costs: str = MEASURED) -> None:
+    """Sets threads, seeds and determinism, before the model is built.
+
+    Args:
+        config: of the training.
+        costs: see ``ops.costs.prepare_cpu``.
+    """
+    prepare_cpu(config.threads, costs)
     set_deterministic(config.deterministic)
     seed_everything(config.seed)
 

@@ -1,6 +1,6 @@
 """The operators on kept sites."""
 
-from sparse_dset.ops import costs, flops  # noqa: F401  load prices, make FLOP counters see them
+from sparse_dset.ops import flops  # noqa: F401  makes FLOP counters see them
 from sparse_dset.ops.backends import (
     Backend,
     available_backends,

@@ -2,7 +2,8 @@
 
 The choice of an algorithm compares predicted times, linear in what there is to do: pairs, tiles,
 transformed channels, packed weights. The command measures their prices once and keeps them in the
-user's cache folder; without them prices that were measured elsewhere serve.
+user's cache folder. Whoever measures or trains asks for them (``ops.costs``); without them prices
+serve that were measured elsewhere, and importing this package reads no file.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ from sparse_dset.structures.support import Support
 
 COMMAND = "python -m sparse_dset.ops.costs"
 
+MEASURED, COMPILED = "measured", "compiled"
+
 NAMES = ("indirect", "winograd2", "winograd4", "transform2", "transform4", "weight")
 """Prices: a multiply-add of each algorithm, a channel of a transformed tile, a packed weight."""
+
+_COMPILED_PRICES = [] if native.unavailable_reason() else torch.ops.sparse_dset.get_costs()
 
 
 def cost_file() -> Path:
@@ -58,12 +63,32 @@ def load_costs() -> bool:
     return True
 
 
-def set_threads(count: int | None) -> None:
-    """Sets PyTorch's CPU threads, None keeps them, and takes the prices of so many, if measured."""
-    if count is not None:
-        torch.set_num_threads(count)
-        if not native.unavailable_reason():
-            load_costs()
+def prices() -> dict[str, float] | None:
+    """Returns the prices in use, in nanoseconds; None where there are no kernels to choose for."""
+    if native.unavailable_reason():
+        return None
+    return dict(zip(NAMES, torch.ops.sparse_dset.get_costs(), strict=True))
+
+
+def prepare_cpu(threads: int | None, costs: str = MEASURED) -> None:
+    """Sets PyTorch's CPU threads, and by which prices an algorithm is chosen.
+
+    Args:
+        threads: None keeps them.
+        costs: "measured": the prices of this machine and so many threads, where some were measured;
+            "compiled": those that are compiled in.
+
+    Raises:
+        ValueError: prices of another kind.
+    """
+    if costs not in (MEASURED, COMPILED):
+        raise ValueError(f"ops.costs must be {MEASURED} or {COMPILED}, got {costs!r}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if native.unavailable_reason():
+        return
+    if costs == COMPILED or not load_costs():
+        torch.ops.sparse_dset.set_costs(_COMPILED_PRICES)
 
 
 def measure_costs(repeats: int = 15) -> dict[str, float]:
@@ -142,10 +167,6 @@ def main() -> None:
     print(f"{machine()}: {path}")
     for name, price in prices.items():
         print(f"  {name:12} {price:.3g} ns")
-
-
-if not native.unavailable_reason():
-    load_costs()
 
 
 if __name__ == "__main__":

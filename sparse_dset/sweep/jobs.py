@@ -26,7 +26,7 @@ from sparse_dset.engine.checkpoint import weights_name
 from sparse_dset.engine.distributed import process_group
 from sparse_dset.engine.loggers import NOT_AVAILABLE, append_row, is_defined, now, read_rows
 from sparse_dset.models.executions import DENSE, find_execution
-from sparse_dset.ops.costs import set_threads
+from sparse_dset.ops.costs import prepare_cpu
 
 _HOW_TO_RUN = ("output_dir", "resume", "objectives")
 """Settings that do not change what a job measures."""
@@ -109,7 +109,7 @@ def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
         plain: the job's configuration.
     """
     config = job_settings(plain)
-    set_threads(config.threads)
+    prepare_cpu(config.threads, plain["ops"]["costs"])
     torch.backends.cudnn.allow_tf32 = False  # convolutions as exact as matrix products
     torch.manual_seed(plain["seed"])
     arm = Arm(plain["execution"], config.keep_ratios[0])

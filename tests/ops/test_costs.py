@@ -61,3 +61,15 @@ def test_measuring(cost_file, monkeypatch):
 
 
 costs_of = costs.measure_costs
+
+
+def test_prices_are_taken_where_they_are_asked_for(cost_file):
+    compiled = costs.prices()
+    _keep(cost_file, EVEN)
+    assert costs.prices() == compiled
+    costs.prepare_cpu(None)
+    assert costs.prices() == EVEN
+    costs.prepare_cpu(None, "compiled")
+    assert costs.prices() == compiled
+    with pytest.raises(ValueError, match="ops.costs must be measured or compiled, got 'mine'"):
+        costs.prepare_cpu(None, "mine")

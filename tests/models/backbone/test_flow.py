@@ -84,5 +84,6 @@ def test_what_has_no_form_is_refused_with_the_reason(conv, kind):
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "test_nfnet", "resnetv2_50x1_bit"])
 def test_an_early_decision_in_such_a_backbone_is_refused(name):
     overrides = [f"model.backbone.name={name}", "model.backbone.frozen=[]", "pruner.stage=s3"]
+    model = build_detector("nano", 3, overrides, pretrained=False)
     with pytest.raises(ValueError, match=r"pruner\.stage=s3: this backbone .* choose"):
-        build_detector("nano", 3, overrides, pretrained=False)
+        model.check_decision()
