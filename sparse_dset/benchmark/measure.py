@@ -20,7 +20,7 @@ from sparse_dset.models.detector import Detector, DetectorOutput
 from sparse_dset.models.executions import DENSE, find_execution
 from sparse_dset.models.modes import switched_to_evaluation
 from sparse_dset.models.pruner import ByContent
-from sparse_dset.ops.backends import AUTO, find_backend
+from sparse_dset.ops.backends import AUTO, BACKENDS
 from sparse_dset.structures import Support
 
 LARGEST_DIFFERENCE = 1e-3
@@ -189,7 +189,7 @@ def _mean_gflops(model: Detector, arm: Arm, batches: Sequence[Tensor]) -> dict[s
 
 def _algorithms(model: Detector, output: DetectorOutput) -> dict[str, str] | None:
     """How the neck's 3x3 convolutions of each level are computed; None: no choice is made."""
-    backend = find_backend(output.backend)
+    backend = next((known for known in BACKENDS if known.name == output.backend), None)
     if backend is None or backend.algorithms == (AUTO,):
         return None
     if not find_execution(output.execution).counts_kept_sites:

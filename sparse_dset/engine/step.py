@@ -23,7 +23,6 @@ from sparse_dset.engine.step_values import PassNumbers, step_values
 from sparse_dset.engine.teacher import teacher_maps
 from sparse_dset.engine.train_config import TrainConfig
 from sparse_dset.losses.totals import StepTotals, over_the_step
-from sparse_dset.models.executions import find_execution
 from sparse_dset.models.synced_norm import SyncedBatchNorm
 
 Criterion = Callable[..., dict[str, Tensor]]
@@ -150,7 +149,7 @@ class OptimizerStep:
             return out, self.criterion(out, batch.targets, totals, teacher)
 
     def _needs_teacher(self, out: Any) -> bool:
-        return bool(getattr(self.criterion, "distill", 0)) and find_execution(out.execution).prunes
+        return bool(getattr(self.criterion, "distill", 0)) and out.supervised.pruned
 
     def _update(self, batches: list[Batch], number: int) -> tuple[float, bool]:
         """Clips and applies the gradients; gives their norm, and whether they were applied."""

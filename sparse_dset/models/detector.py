@@ -194,6 +194,7 @@ class Detector(nn.Module):
                 token_scores=decision.token_scores,
                 dense=dense,
                 maps=tuple(maps),
+                pruned=execution.prunes,
                 geometry=geometry,
             )
         return DetectorOutput(

@@ -134,6 +134,7 @@ class SupervisedOutput:
         token_scores: logits ``[B, H_l, W_l]`` of the levels that decide, finest first.
         dense: what every token predicts; None in evaluation, and without heads for it.
         maps: the neck's, which distillation compares with those of a teacher.
+        pruned: whether the execution leaves tokens out.
         geometry: where each image ends.
     """
 
@@ -142,6 +143,7 @@ class SupervisedOutput:
     token_scores: tuple[Tensor, ...]
     dense: DensePredictions | None
     maps: tuple[FeatureMap, ...]
+    pruned: bool
     geometry: Geometry
 
 
