@@ -68,7 +68,7 @@ sanitize: setup-test
 	cd $(SANITIZED) && SPARSE_DSET_SANITIZE=1 $(abspath $(RUN)) setup.py -q build_ext --inplace --force
 	cd $(SANITIZED) && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		$(abspath $(RUN)) -m pytest -q -s -p no:cacheprovider tests/ops/backends/test_cpu.py
+		$(abspath $(RUN)) -m pytest -q -s -p no:cacheprovider tests/ops/backends/test_cpu.py tests/ops/backends/test_cpu_refusals.py
 
 clean:
 	rm -rf $(VENV) outputs runs build *.egg-info

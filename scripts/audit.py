@@ -18,7 +18,7 @@ from sparse_dset.audit.claims import compare_with_claims, is_claimed
 from sparse_dset.audit.images import enough_images
 from sparse_dset.audit.summary import format_audit, plot_audit
 from sparse_dset.benchmark.arms import Arm, BenchmarkConfig, plan_arms
-from sparse_dset.benchmark.subject import Subject, open_subject
+from sparse_dset.benchmark.measured_model import MeasuredModel, open_measured_model
 from sparse_dset.checks import check_number
 from sparse_dset.command_line import check_command_line, script, task_overrides
 from sparse_dset.config import check_config
@@ -44,19 +44,19 @@ def _write(folder: Path, kind: str, shared: dict[str, Any], rows: list[dict[str,
         append_row(folder / "results.jsonl", {"kind": kind, **shared, **row})
 
 
-def _images(subject: Subject, plain: dict[str, Any]) -> Tensor:
+def _images(measured: MeasuredModel, plain: dict[str, Any]) -> Tensor:
     """Returns the images that are counted, and says how many if that follows what they keep."""
-    if subject.dataset is None:
-        return subject.images
+    if measured.dataset is None:
+        return measured.images
     images = enough_images(
-        subject.model,
-        subject.dataset,
+        measured.model,
+        measured.dataset,
         plain["keep_ratios"],
         batch_size=plain["batch_size"],
         tolerance=plain["tolerance"],
         at_most=plain["max_images"],
     )
-    if isinstance(subject.model.pruner.selector, ByContent):
+    if isinstance(measured.model.pruner.selector, ByContent):
         print(f"the keep ratio is an average: counted on {len(images)} images")
     return images
 
@@ -70,10 +70,10 @@ def main(cfg: DictConfig) -> None:
     arms = dict.fromkeys([Arm("dense"), *plan_arms(plain["executions"], plain["keep_ratios"])])
     folder = job_folder(cfg.output_dir)
     with process_group(cfg.device) as device, claimed(folder):
-        subject = open_subject(plain, plain["size"], cfg.batch_size, device)
-        images = _images(subject, plain)
-        described = (subject.model, subject.config, images)
-        shared = {"setup": subject.describe(plain), "time": now()}
+        measured = open_measured_model(plain, plain["size"], cfg.batch_size, device)
+        images = _images(measured, plain)
+        described = (measured.model, measured.config, images)
+        shared = {"setup": measured.describe(plain), "time": now()}
         shared["overrides"] = task_overrides()
         rows = audit(
             *described,
@@ -91,8 +91,8 @@ def main(cfg: DictConfig) -> None:
         ]
         _write(folder, "audit_step", shared, steps)
         claims = []
-        if is_claimed(subject.config, images):
-            claims = compare_with_claims(subject.model, subject.images)
+        if is_claimed(measured.config, images):
+            claims = compare_with_claims(measured.model, measured.images)
             _write(folder, "claim", shared, claims)
     setup = shared["setup"]
     title = f"{setup['model']}, {setup['size'][0]}x{setup['size'][1]}, {setup['device']}, "

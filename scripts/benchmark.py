@@ -15,13 +15,13 @@ from omegaconf import DictConfig
 
 from sparse_dset.benchmark.arms import Arm, BenchmarkConfig, plan_arms
 from sparse_dset.benchmark.measure import measure
-from sparse_dset.benchmark.plot import plot_results
-from sparse_dset.benchmark.subject import (
+from sparse_dset.benchmark.measured_model import (
     check_takes_keep_ratios,
     model_name,
     open_detector,
-    open_subject,
+    open_measured_model,
 )
+from sparse_dset.benchmark.plot import plot_results
 from sparse_dset.benchmark.table import format_table
 from sparse_dset.benchmark.validation import evaluate_arm
 from sparse_dset.command_line import check_command_line, script, task_overrides
@@ -101,27 +101,27 @@ def main(cfg: DictConfig) -> None:
     arms = plan_arms(config.executions, config.keep_ratios)
     with process_group(cfg.device) as device:
         num_batches = -(-config.images // config.batch_size)
-        subject = open_subject(plain, config.size, num_batches * config.batch_size, device)
-        setup = {**subject.describe(plain), "fused": config.fuse}
+        measured = open_measured_model(plain, config.size, num_batches * config.batch_size, device)
+        setup = {**measured.describe(plain), "fused": config.fuse}
         every = tuple(dict.fromkeys([Arm("dense"), *arms]))
         rows = measure(
-            subject.model,
-            subject.images.split(config.batch_size),
+            measured.model,
+            measured.images.split(config.batch_size),
             every,
             warmup=config.warmup,
             repeats=config.repeats,
             fuse=config.fuse,
         )
         measured = {arm: rows[every.index(arm)] for arm in arms}
-        shared = {"kind": "benchmark", "setup": setup, "config": subject.config}
+        shared = {"kind": "benchmark", "setup": setup, "config": measured.config}
         shared["overrides"] = task_overrides()
         for row in measured.values():
             append_row(folder / "results.jsonl", {**shared, "time": now(), **row})
-        if config.evaluate and cfg.checkpoint is not None and subject.dataset is not None:
+        if config.evaluate and cfg.checkpoint is not None and measured.dataset is not None:
             for arm, row in measured.items():  # a later row replaces the one without AP
                 metrics = evaluate_arm(
-                    subject.model,
-                    subject.dataset,
+                    measured.model,
+                    measured.dataset,
                     arm,
                     batch_size=cfg.eval_batch_size,
                     max_detections=config.max_detections,

@@ -26,8 +26,8 @@ from sparse_dset.benchmark.timing import synchronizer
 from sparse_dset.config import build_from_config, compose_config
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector, DetectorOutput
+from sparse_dset.models.evaluation_mode import switched_to_evaluation
 from sparse_dset.models.executions import find_execution
-from sparse_dset.models.modes import switched_to_evaluation
 
 PARTS = ("backbone", "pruner", "encoder", "neck", "decoder")
 
@@ -46,7 +46,7 @@ _LATE = {
 
 
 @dataclass(frozen=True)
-class _Subject:
+class _Variant:
     """One arm in one form."""
 
     form: str
@@ -104,45 +104,45 @@ def audit(
     """
     with switched_to_evaluation(model), torch.no_grad():
         forms = dict(zip(FORMS, (model, copy.deepcopy(model).fuse()), strict=True))
-        subjects = [_Subject(form, arm, forms[form]) for form in forms for arm in arms]
+        variants = [_Variant(form, arm, forms[form]) for form in forms for arm in arms]
         batches = images.split(batch_size or len(images))
-        groups = [_groups(subject, batches[0], depth) for subject in subjects]
+        groups = [_groups(variant, batches[0], depth) for variant in variants]
         times, inner_times = (
-            _time_in_turns(subjects, own, batches, warmup, repeats)
-            for own in ([part_modules(subject.model) for subject in subjects], groups)
+            _time_in_turns(variants, own, batches, warmup, repeats)
+            for own in ([part_modules(variant.model) for variant in variants], groups)
         )
         return [
             {
-                **_row(subject, config, batches, own, part_ms, module_ms),
+                **_row(variant, config, batches, own, part_ms, module_ms),
                 "warmup": warmup,
                 "repeats": repeats,
                 "environment": environment(images.device),
             }
-            for subject, own, part_ms, module_ms in zip(
-                subjects, groups, times, inner_times, strict=True
+            for variant, own, part_ms, module_ms in zip(
+                variants, groups, times, inner_times, strict=True
             )
         ]
 
 
 def _time_in_turns(
-    subjects: Sequence[_Subject],
+    variants: Sequence[_Variant],
     groups: Sequence[Mapping[str, Sequence[nn.Module]]],
     batches: Sequence[Tensor],
     warmup: int,
     repeats: int,
 ) -> list[dict[str, float]]:
-    """Times groups of modules of each subject; every round takes the next batch."""
+    """Times groups of modules of each variant; every round takes the next batch."""
     turns = cycle(batches)
     current = [batches[0]]
 
     def take_next() -> None:
         current[0] = next(turns)
 
-    def run_of(subject: _Subject) -> Callable[[], object]:
-        return lambda: subject.run(current[0])
+    def run_of(variant: _Variant) -> Callable[[], object]:
+        return lambda: variant.run(current[0])
 
     return time_groups(
-        [Run(own, run_of(s)) for s, own in zip(subjects, groups, strict=True)],
+        [Run(own, run_of(s)) for s, own in zip(variants, groups, strict=True)],
         warmup=warmup,
         repeats=repeats,
         synchronize=synchronizer(batches[0].device),
@@ -150,27 +150,27 @@ def _time_in_turns(
     )
 
 
-def _groups(subject: _Subject, images: Tensor, depth: int) -> dict[str, list[nn.Module]]:
-    found = called_modules(subject.model, depth, images, **subject.options)
+def _groups(variant: _Variant, images: Tensor, depth: int) -> dict[str, list[nn.Module]]:
+    found = called_modules(variant.model, depth, images, **variant.options)
     return {name: [module] for name, module in found.items()}
 
 
 def _row(
-    subject: _Subject,
+    variant: _Variant,
     config: Mapping[str, Any],
     batches: Sequence[Tensor],
     groups: Mapping[str, list[nn.Module]],
     part_ms: Mapping[str, float],
     module_ms: Mapping[str, float],
 ) -> dict[str, Any]:
-    model, num_images = subject.model, sum(map(len, batches))
-    outputs = [subject.run(images) for images in batches]
+    model, num_images = variant.model, sum(map(len, batches))
+    outputs = [variant.run(images) for images in batches]
     counts = [
-        _counts(subject, config, images, out, groups)
+        _counts(variant, config, images, out, groups)
         for images, out in zip(batches, outputs, strict=True)
     ]
     counted, computed, moved, flops = map(_summed, zip(*counts, strict=True))
-    _, log = log_operators(model, {}, batches[0], **subject.options)
+    _, log = log_operators(model, {}, batches[0], **variant.options)
     parts = part_modules(model)
     everything = [module for modules in parts.values() for module in modules]
 
@@ -183,9 +183,9 @@ def _row(
         }
 
     return {
-        "form": subject.form,
-        "execution": subject.arm.execution,
-        "keep_ratio": subject.arm.keep_ratio,
+        "form": variant.form,
+        "execution": variant.arm.execution,
+        "keep_ratio": variant.arm.keep_ratio,
         "kept": dict(zip(LEVELS, _shares(outputs), strict=True)),
         "image_size": list(batches[0].shape[-2:]),
         "batch_size": len(batches[0]),
@@ -214,14 +214,14 @@ def _row(
 
 
 def _counts(
-    subject: _Subject,
+    variant: _Variant,
     config: Mapping[str, Any],
     images: Tensor,
     out: DetectorOutput,
     groups: Mapping[str, list[nn.Module]],
 ) -> tuple[Mapping[str, float], ...]:
     """Returns GFLOPs by part, counted and computed, bytes by part and module, GFLOPs by module."""
-    model, options = subject.model, subject.options
+    model, options = variant.model, variant.options
     counted = by_part(count_flops(model, images, **options))
     counted.pop("uncounted", None)
     watched = {f"part {name}": modules for name, modules in part_modules(model).items()}
@@ -230,7 +230,7 @@ def _counts(
     flops = count_module_flops(model, modules, images, **options)
     return (
         counted,
-        _computed(subject, config, out) or {},
+        _computed(variant, config, out) or {},
         {**moved, "everything": log.bytes.total()},
         {name: sum(operators.values()) for name, operators in flops.items()},
     )
@@ -241,9 +241,9 @@ def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _computed(
-    subject: _Subject, config: Mapping[str, Any], out: DetectorOutput
+    variant: _Variant, config: Mapping[str, Any], out: DetectorOutput
 ) -> dict[str, float] | None:
-    if subject.form == "inference":
+    if variant.form == "inference":
         return None
     try:
         return by_part(closed_form_flops(config, out.kept, out.execution))

@@ -16,10 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from sparse_dset.benchmark.watch import watch
+from sparse_dset.benchmark.module_hooks import accumulate_during
 from sparse_dset.models.decoder.deformable_attention import MSDeformableAttention
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.modes import switched_to_evaluation
+from sparse_dset.models.evaluation_mode import switched_to_evaluation
 from sparse_dset.ops.deform_attn import cheaper_order
 from sparse_dset.ops.flop_free import multiplies_nothing
 from sparse_dset.ops.flops import sampling_flops
@@ -64,13 +64,7 @@ def count_flops(
     """
     parts = {name: Counter[Any]() for name in part_modules(model)}
     sampling = Counter[str]()
-    with _counting(model) as (counter, unknown), ExitStack() as stack:
-        for name, modules in part_modules(model).items():
-            for module in modules:
-                stack.enter_context(watch(module, partial(_so_far, counter), parts[name]))
-        for module in model.modules():
-            if isinstance(module, MSDeformableAttention):
-                stack.enter_context(_watch_sampling(module, sampling))
+    with _counting(model) as (counter, unknown), _by_part(model, counter, parts, sampling):
         model(
             images,
             execution=execution,
@@ -88,6 +82,25 @@ def count_flops(
             stacklevel=2,
         )
     return gflops
+
+
+@contextmanager
+def _by_part(
+    model: Detector,
+    counter: FlopCounterMode,
+    parts: Mapping[str, Counter[Any]],
+    sampling: Counter[str],
+) -> Iterator[None]:
+    """Adds what each part multiplies to its operators, and what is sampled beside it."""
+    with ExitStack() as stack:
+        for name, modules in part_modules(model).items():
+            for module in modules:
+                so_far = partial(_so_far, counter)
+                stack.enter_context(accumulate_during(module, so_far, parts[name]))
+        for module in model.modules():
+            if isinstance(module, MSDeformableAttention):
+                stack.enter_context(_count_sampling(module, sampling))
+        yield
 
 
 def _add_up(parts: Mapping[str, Counter[Any]], sampling: int) -> dict[str, float]:
@@ -115,7 +128,7 @@ def count_module_flops(
     found = {name: Counter[Any]() for name in modules}
     with _counting(model) as (counter, _), ExitStack() as stack:
         for name, module in modules.items():
-            stack.enter_context(watch(module, partial(_so_far, counter), found[name]))
+            stack.enter_context(accumulate_during(module, partial(_so_far, counter), found[name]))
         model(images, **options)
     return {
         name: {str(operator): count / 1e9 for operator, count in operators.items() if count}
@@ -180,7 +193,7 @@ def part_modules(model: Detector) -> dict[str, list[nn.Module]]:
 
 
 @contextmanager
-def _watch_sampling(attention: MSDeformableAttention, sampling: Counter[str]) -> Iterator[None]:
+def _count_sampling(attention: MSDeformableAttention, sampling: Counter[str]) -> Iterator[None]:
     def add(_module: nn.Module, inputs: tuple[Any, ...], _output: Tensor) -> None:
         query, _, memory = inputs[:3]
         per_query = (attention.num_heads, attention.num_levels, attention.num_points)

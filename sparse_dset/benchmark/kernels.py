@@ -57,24 +57,11 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
     def rows_of(y: Tensor) -> Tensor:
         return SparseMap.from_dense(y, support).features
 
-    def with_rows(**options: Any) -> Callable[..., Tensor]:
-        def run(_: Tensor, __: Tensor, rows: Tensor, ___: Any) -> Tensor:
-            return sparse_conv2d(rows, weight, None, support, **options)
-
-        return run
-
     arms: dict[str, Callable[..., Tensor | None]] = {
         f"oneDNN dense {name}": lambda _, x, *__: F.conv2d(x, dense_weight, padding=1),
         "our dense": lambda x, *_: dense_conv2d(x, weight, None),
+        **_sparse_arms(weight, support),
     }
-    if not CPU.problem():
-        auto = CPU.chosen_algorithm(support, channels, channels)
-        arms[f"sparse auto = {auto}"] = with_rows(backend=CPU)
-        for algorithm in CPU.algorithms[1:]:
-            arms[f"sparse {algorithm}"] = with_rows(backend=CPU, algorithm=algorithm)
-    arms["im2col + matmul"] = with_rows(backend=REFERENCE)
-    if not SPCONV.problem():
-        arms["spconv Native"] = with_rows(backend=SPCONV)
     if peer is not None:
         arms["ncnn dense"] = lambda *inputs: peer(inputs[-1])
 
@@ -97,6 +84,29 @@ def _convolution(channels: int, side: int, kind: str, keep: float) -> Comparison
         comparable=comparable,
         peers=PEERS,
     )
+
+
+def _sparse_arms(
+    weight: Tensor, support: Support
+) -> dict[str, Callable[[Tensor, Tensor, Tensor, Any], Tensor]]:
+    """Every backend that is here, and every algorithm of the kernels, on the rows of a support."""
+
+    def with_rows(**options: Any) -> Callable[[Tensor, Tensor, Tensor, Any], Tensor]:
+        def run(_: Tensor, __: Tensor, rows: Tensor, ___: Any) -> Tensor:
+            return sparse_conv2d(rows, weight, None, support, **options)
+
+        return run
+
+    arms = {}
+    if not CPU.problem():
+        auto = CPU.chosen_algorithm(support, weight.shape[1], weight.shape[0])
+        arms[f"sparse auto = {auto}"] = with_rows(backend=CPU)
+        for algorithm in CPU.algorithms[1:]:
+            arms[f"sparse {algorithm}"] = with_rows(backend=CPU, algorithm=algorithm)
+    arms["im2col + matmul"] = with_rows(backend=REFERENCE)
+    if not SPCONV.problem():
+        arms["spconv Native"] = with_rows(backend=SPCONV)
+    return arms
 
 
 def _training(channels: int, side: int, keep: float, step: bool) -> Comparison:

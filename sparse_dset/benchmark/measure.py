@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -17,8 +17,8 @@ from sparse_dset.benchmark.table import LEVELS
 from sparse_dset.benchmark.timing import measure_latency, milliseconds, synchronizer
 from sparse_dset.engine.loggers import environment
 from sparse_dset.models.detector import Detector, DetectorOutput
+from sparse_dset.models.evaluation_mode import switched_to_evaluation
 from sparse_dset.models.executions import DENSE, find_execution
-from sparse_dset.models.modes import switched_to_evaluation
 from sparse_dset.models.pruner import ByContent
 from sparse_dset.ops.backends import AUTO, BACKENDS
 from sparse_dset.structures import Support
@@ -88,6 +88,20 @@ def measure(
         "fused": fuse,
         "environment": environment(batches[0].device),
     }
+    return _rows(runs, arms, outputs, kept, gflops, differences, times, shared)
+
+
+def _rows(
+    runs: Detector,
+    arms: Sequence[Arm],
+    outputs: Mapping[Arm, Sequence[DetectorOutput]],
+    kept: Mapping[Arm, dict[str, float]],
+    gflops: Mapping[Arm, dict[str, float]],
+    differences: Mapping[str, float],
+    times: Mapping[Arm, dict[str, Any]],
+    shared: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Puts together what was measured of each arm."""
     dense_total = gflops[arms[0]]["total"]
     return [
         {

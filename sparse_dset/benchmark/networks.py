@@ -51,15 +51,17 @@ def neck_cases(model: Detector, name: str, keep_ratios: Sequence[float]) -> Iter
 
         def onednn(maps: list[Tensor], rows: list[Tensor]) -> None:
             with use_backend(REFERENCE):
-                model.encoder.fuse(maps)
+                model.encoder.merge_levels(maps)
 
         def dense(maps: list[Tensor], rows: list[Tensor]) -> None:
-            model.encoder.fuse(maps)
+            model.encoder.merge_levels(maps)
 
         def sparse(maps: list[Tensor], rows: list[Tensor], masks: list[Tensor] = masks) -> None:
             tables = resolve_backend(AUTO, rows[0].device).tables
             supports = [Support.from_mask(mask, tables) for mask in masks]
-            model.encoder.fuse([SparseMap(r, s) for r, s in zip(rows, supports, strict=True)])
+            model.encoder.merge_levels(
+                [SparseMap(r, s) for r, s in zip(rows, supports, strict=True)]
+            )
 
         arms = {"oneDNN dense": onednn, "our dense": dense, "sparse": sparse}
         case = f"neck of {name}, keep {keep:g}"

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from sparse_dset.benchmark.flops import is_uncounted
-from sparse_dset.benchmark.watch import watch
+from sparse_dset.benchmark.module_hooks import accumulate_during
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.modes import switched_to_evaluation
+from sparse_dset.models.evaluation_mode import switched_to_evaluation
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _time_once(run: Run, synchronize: Callable[[], None]) -> dict[str, float]:
     with ExitStack() as stack:
         for name, modules in run.groups.items():
             for module in modules:
-                stack.enter_context(watch(module, read, grown[name]))
+                stack.enter_context(accumulate_during(module, read, grown[name]))
         start = read()["ns"]
         run.call()
         total = read()["ns"] - start
@@ -155,7 +155,7 @@ def log_operators(
         log = stack.enter_context(OperatorLog())
         for name, modules in groups.items():
             for module in modules:
-                stack.enter_context(watch(module, log.read, moved[name]))
+                stack.enter_context(accumulate_during(module, log.read, moved[name]))
         model(images, **options)
     return {name: counter["bytes"] for name, counter in moved.items()}, log
 

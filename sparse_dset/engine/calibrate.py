@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from sparse_dset.engine.loading import shown_batches
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.modes import evaluation
+from sparse_dset.models.evaluation_mode import evaluation
 from sparse_dset.models.pruner import ByContent, TokenSelector, select
 from sparse_dset.structures.geometry import STRIDES
 

@@ -13,7 +13,7 @@ from sparse_dset.data.collate import Batch, collate
 from sparse_dset.engine import distributed
 from sparse_dset.engine.coco_evaluator import MAX_DETECTIONS, CocoEvaluator
 from sparse_dset.engine.loading import init_worker, shown_batches
-from sparse_dset.models.modes import evaluation
+from sparse_dset.models.evaluation_mode import evaluation
 from sparse_dset.models.postprocess import SELECTED, select_detections
 
 Precision = Literal["off", "bf16", "fp16"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse_dset.models.detector import Detector
-from sparse_dset.models.modes import switched_to_evaluation
+from sparse_dset.models.evaluation_mode import switched_to_evaluation
 from sparse_dset.structures.maps import FeatureMap
 
 

@@ -44,6 +44,30 @@ def _conv_gradient(rng: Random) -> dict[str, Any]:
     }
 
 
+def _dense_conv(rng: Random) -> dict[str, Any]:
+    fixed = {"algorithm": "auto", "activation": "relu", "addend": None}
+    return {**dense_arguments(rng, 3), **fixed}
+
+
+def _sampling(rng: Random) -> dict[str, Any]:
+    made = _raw_sampling(rng)
+    return {**made, "whole_rows": rng.random() < 0.3}
+
+
+def _sampling_backward(rng: Random) -> dict[str, Any]:
+    made = _raw_sampling(rng)
+    shape = made["locations"].shape
+    return {"grad": floats(rng, *shape[:3], made["rows"].shape[1] // shape[2]), **made}
+
+
+_OTHERS = {
+    "pointwise_conv_cpu": pointwise_arguments,
+    "dense_conv2d_cpu": _dense_conv,
+    "deform_attn_cpu": _sampling,
+    "deform_attn_cpu_backward": _sampling_backward,
+}
+
+
 def _operator_arguments(rng: Random, name: str) -> dict[str, Any]:
     """Arguments that fit an operator."""
     support = draw_support(rng)
@@ -87,21 +111,8 @@ def _operator_arguments(rng: Random, name: str) -> dict[str, Any]:
     if name in ("sparse_conv2d", "depthwise_conv2d", "sparse_conv2d_spconv"):
         made = conv_arguments(rng) if name.startswith("sparse") else depthwise_arguments(rng)
         return {key: made[key] for key in ("features", "weight", "table")}
-    if name == "pointwise_conv_cpu":
-        return pointwise_arguments(rng)
-    if name == "dense_conv2d_cpu":
-        return {
-            **dense_arguments(rng, 3),
-            "algorithm": "auto",
-            "activation": "relu",
-            "addend": None,
-        }
-    if name in ("deform_attn_cpu", "deform_attn_cpu_backward"):
-        made = _raw_sampling(rng)
-        if name == "deform_attn_cpu":
-            return {**made, "whole_rows": rng.random() < 0.3}
-        shape = made["locations"].shape
-        return {"grad": floats(rng, *shape[:3], made["rows"].shape[1] // shape[2]), **made}
+    if name in _OTHERS:
+        return _OTHERS[name](rng)
     if name == "set_costs":
         return {"values": [0.006, 0.0037, 0.0020, 3.7, 10.9, 0.17]}
     return {}

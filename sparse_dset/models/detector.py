@@ -15,22 +15,31 @@ from sparse_dset.models.backbone import Backbone
 from sparse_dset.models.decoder.decoder import Decoder
 from sparse_dset.models.dense_head import DenseHead
 from sparse_dset.models.encoder.hybrid_encoder import HybridEncoder
-from sparse_dset.models.executions import DENSE, Execution, find_execution
+from sparse_dset.models.evaluation_mode import change_of_mode, switched_to_evaluation
+from sparse_dset.models.executions import DENSE, Execution, check_kept, find_execution
 from sparse_dset.models.fuse import fuse
-from sparse_dset.models.modes import change_of_mode, switched_to_evaluation
 from sparse_dset.models.predict import Detections, Picture, PictureView, predict
-from sparse_dset.models.pruner import Decision, Pruner, TokenSelector
+from sparse_dset.models.pruner import Pruner, TokenSelector
 from sparse_dset.models.pruner.scorer import LEVELS
 from sparse_dset.models.rtdetr_names import place_rtdetr
 from sparse_dset.models.synced_norm import SingleValuesNormalised
 from sparse_dset.ops.backends import REFERENCE, Backend, resolve_backend, use_backend
-from sparse_dset.structures import SparseMap, Support, check_nested, enlarged
+from sparse_dset.structures import SparseMap, Support, enlarged
 from sparse_dset.structures.geometry import Geometry, pad_batch
 from sparse_dset.structures.maps import FeatureMap
-from sparse_dset.structures.outputs import DetectorOutput, RouterStats, SupervisedOutput
+from sparse_dset.structures.outputs import (
+    DensePredictions,
+    DetectorOutput,
+    RouterStats,
+    SupervisedOutput,
+    TokenRows,
+)
 from sparse_dset.structures.pixels import wrong_range
 from sparse_dset.structures.tables import Tables
 from sparse_dset.structures.targets import pad_targets
+
+_DENSE_HEAD = "dense"
+"""Of ``losses``, as its parameters have been called in every checkpoint."""
 
 
 class Detector(nn.Module):
@@ -81,10 +90,9 @@ class Detector(nn.Module):
         self.pruner = pruner(backbone.channels)
         self.encoder = encoder(backbone.out_channels)
         self.decoder = decoder(num_classes)
-        # Their parameters have been called so in every checkpoint.
         self.losses = nn.ModuleDict()
         if dense_head:
-            self.losses["dense"] = DenseHead(self.decoder.width, num_classes)
+            self.losses[_DENSE_HEAD] = DenseHead(self.decoder.width, num_classes)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -175,7 +183,10 @@ class Detector(nn.Module):
         decision = None
         if padded_targets is not None or (execution.prunes and kept is None):
             decision = self.pruner(early, valid, selector)
-        kept_masks = self._kept(execution, decision, kept, valid)
+        chosen = None if decision is None else decision.kept
+        if kept is not None and execution.prunes:
+            chosen = check_kept(kept, valid)
+        kept_masks = execution.kept(chosen, valid, self.pruner.scatter_levels)
         execution = execution.after_decision(kept_masks, valid)
         scores = None
         if decision is not None and kept is None and execution.prunes:
@@ -187,12 +198,11 @@ class Detector(nn.Module):
         output = self.decoder(memory, geometry, padded_targets)
         supervised = None
         if decision is not None and padded_targets is not None:
-            dense = self.losses["dense"](memory, geometry) if self._predicts_densely else None
             supervised = SupervisedOutput(
                 decoder=output,
                 router_stats=tuple(router_stats),
                 token_scores=decision.token_scores,
-                dense=dense,
+                dense=self._predict_densely(memory, geometry),
                 maps=tuple(maps),
                 pruned=execution.prunes,
                 geometry=geometry,
@@ -210,9 +220,10 @@ class Detector(nn.Module):
             backend=backend.name,
         )
 
-    @property
-    def _predicts_densely(self) -> bool:
-        return self.training and "dense" in self.losses
+    def _predict_densely(self, memory: TokenRows, geometry: Geometry) -> DensePredictions | None:
+        if not self.training or _DENSE_HEAD not in self.losses:
+            return None
+        return self.losses[_DENSE_HEAD](memory, geometry)
 
     @torch.no_grad()
     def dense_maps(self, images: Tensor, padding_mask: Tensor | None = None) -> list[FeatureMap]:
@@ -339,7 +350,7 @@ class Detector(nn.Module):
             maps = execution.place(features, kept, valid, geometry, tables)
         maps, router_stats = self.encoder.encode(maps, geometry)
         maps = execution.before_neck(maps, valid, geometry, tables)
-        return self.encoder.fuse(maps), router_stats
+        return self.encoder.merge_levels(maps), router_stats
 
     def _go_on_at_sites(
         self,
@@ -385,34 +396,3 @@ class Detector(nn.Module):
 
     def _gated(self, feature: Tensor, scores: Sequence[Tensor] | None) -> Tensor:
         return feature if scores is None else self.pruner.gated(feature, scores)
-
-    def _kept(
-        self,
-        execution: Execution,
-        decision: Decision | None,
-        forced: Sequence[Tensor] | None,
-        valid: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]:
-        """Returns the tokens that this execution keeps on each level."""
-        pruned = execution.pruned_levels(self.pruner.scatter_levels)
-        if not pruned:
-            return tuple(valid)
-        if forced is not None:
-            masks = _check_kept(forced, valid)
-        else:
-            assert decision is not None
-            masks = decision.kept
-        levels = enumerate(zip(masks, valid, strict=True))
-        return tuple(own if i in pruned else whole for i, (own, whole) in levels)
-
-
-def _check_kept(kept: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Checks forced masks and removes what lies in the padding."""
-    expected = [tuple(v.shape) for v in valid]
-    if [tuple(m.shape) for m in kept] != expected or any(m.dtype != torch.bool for m in kept):
-        raise ValueError(
-            f"kept must be bool masks of shapes {expected}, finest level first; got "
-            f"{[(m.dtype, tuple(m.shape)) for m in kept]}"
-        )
-    check_nested(kept)
-    return tuple(m & v for m, v in zip(kept, valid, strict=True))

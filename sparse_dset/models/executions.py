@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from sparse_dset.structures import MaskedMap, SparseMap, Support
+from sparse_dset.structures import MaskedMap, SparseMap, Support, check_nested
 from sparse_dset.structures.geometry import Geometry
 from sparse_dset.structures.maps import FeatureMap
 from sparse_dset.structures.tables import Tables
@@ -42,6 +42,26 @@ class Execution(ABC):
             scatter_levels: those that ``dense_scatter`` prunes, a setting of the pruner.
         """
         return _ALL_LEVELS if self.prunes else ()
+
+    def kept(
+        self,
+        chosen: Sequence[Tensor] | None,
+        valid: Sequence[Tensor],
+        scatter_levels: Collection[int],
+    ) -> tuple[Tensor, ...]:
+        """Returns the tokens that it keeps: bool ``[B, H_l, W_l]`` per level, finest first.
+
+        Args:
+            chosen: those that were decided on, or forced; None where it does not prune.
+            valid: the cells that are no padding.
+            scatter_levels: see ``pruned_levels``.
+        """
+        pruned = self.pruned_levels(scatter_levels)
+        if not pruned:
+            return tuple(valid)
+        assert chosen is not None
+        levels = enumerate(zip(chosen, valid, strict=True))
+        return tuple(own if i in pruned else whole for i, (own, whole) in levels)
 
     def before_decision(self, keeps_all: bool) -> Execution:
         """Returns what runs, as far as that is known before anything is decided.
@@ -237,3 +257,19 @@ def _dense(
 def _masked(tensors: Sequence[Tensor], masks: Sequence[Tensor], tables: Tables) -> list[FeatureMap]:
     supports = [Support.from_mask(mask, tables) for mask in masks]
     return [MaskedMap.from_dense(t, s) for t, s in zip(tensors, supports, strict=True)]
+
+
+def check_kept(masks: Sequence[Tensor], valid: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Checks masks of tokens that are to be kept and removes what lies in the padding.
+
+    Raises:
+        ValueError: masks of another type or shape, or that do not nest.
+    """
+    expected = [tuple(v.shape) for v in valid]
+    if [tuple(m.shape) for m in masks] != expected or any(m.dtype != torch.bool for m in masks):
+        raise ValueError(
+            f"kept must be bool masks of shapes {expected}, finest level first; got "
+            f"{[(m.dtype, tuple(m.shape)) for m in masks]}"
+        )
+    check_nested(masks)
+    return tuple(m & v for m, v in zip(masks, valid, strict=True))

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from typing_extensions import NotRequired
 
 from sparse_dset.checks import check_number
-from sparse_dset.models.modes import evaluation
+from sparse_dset.models.evaluation_mode import evaluation
 from sparse_dset.models.postprocess import SELECTED, select_detections
 from sparse_dset.structures.geometry import pad_images
 from sparse_dset.structures.pixels import as_pixels

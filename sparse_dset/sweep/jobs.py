@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from sparse_dset.benchmark.arms import Arm, BenchmarkConfig
 from sparse_dset.benchmark.measure import measure
-from sparse_dset.benchmark.subject import open_subject, selection_of
+from sparse_dset.benchmark.measured_model import open_measured_model, selection_of
 from sparse_dset.benchmark.table import Row
 from sparse_dset.benchmark.validation import evaluate_arm
 from sparse_dset.checks import check_number
@@ -115,31 +115,31 @@ def measure_job(plain: dict[str, Any]) -> dict[str, Any]:
     arm = Arm(plain["execution"], config.keep_ratios[0])
     with process_group(plain["device"]) as device:
         num_images = -(-config.images // config.batch_size) * config.batch_size
-        subject = open_subject(plain, config.size, num_images, device)
+        measured = open_measured_model(plain, config.size, num_images, device)
         evaluates = config.evaluate and plain["checkpoint"] is not None
-        data = plain.get("data") or subject.config.get("data") or {}
-        if evaluates and subject.dataset is None and data.get("val") is not None:
+        data = plain.get("data") or measured.config.get("data") or {}
+        if evaluates and measured.dataset is None and data.get("val") is not None:
             raise FileNotFoundError(
                 "there are no images for AP: name data= and data.root=, or say evaluate=false"
             )
         rows = measure(
-            subject.model,
-            subject.images.split(config.batch_size),
+            measured.model,
+            measured.images.split(config.batch_size),
             list(dict.fromkeys([Arm(DENSE.name), arm])),
             warmup=config.warmup,
             repeats=config.repeats,
             fuse=config.fuse,
         )
         row = {
-            "setup": {**subject.describe(plain), "fused": config.fuse, "seed": plain["seed"]},
+            "setup": {**measured.describe(plain), "fused": config.fuse, "seed": plain["seed"]},
             **rows[-1],
             "selection": selection_of(plain),
         }
-        if evaluates and subject.dataset is not None:
+        if evaluates and measured.dataset is not None:
             row["max_detections"] = config.max_detections
             row["metrics"] = evaluate_arm(
-                subject.model,
-                subject.dataset,
+                measured.model,
+                measured.dataset,
                 arm,
                 batch_size=plain["eval_batch_size"],
                 max_detections=config.max_detections,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -163,7 +162,7 @@ def test_dense_scatter_attends_to_kept_cells_and_fills_the_others_with_zero(
         tokens = projected[2][i, :, y, x].T[None]
         tokens, _ = aifi._run(tokens, y[None], x[None], None, torch.tensor([[3, 5]]))
         filled[i, :, y, x] = tokens[0].T
-    fused = model.encoder.fuse([*projected[:2], filled])
+    fused = model.encoder.merge_levels([*projected[:2], filled])
     _, geometry = pad_batch(images, None)
     memory = model.decoder.read(fused)
     expected = model.decoder(memory, geometry).layers[-1]
@@ -342,49 +341,6 @@ def test_auto_runs_what_suits_and_gives_the_same(keep_ratio, runs, padded, make_
     assert auto.execution == runs
     torch.testing.assert_close(auto.pred_logits, sparse.pred_logits)
     torch.testing.assert_close(auto.pred_boxes, sparse.pred_boxes)
-
-
-@pytest.mark.parametrize("settings", [(), ("pruner=early",)])
-@pytest.mark.parametrize("execution", ["sparse", "masked", "dense_scatter"])
-def test_distillation_compares_kept_tokens_with_those_of_the_dense_network(
-    make_detector, make_targets, execution, settings
-):
-    images, targets = _images(2), make_targets(2, 1)
-    model = make_detector("nano", *settings).train()
-    distilled = functools.partial(losses_of, model, images, targets, "losses.distill=2.0")
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()  # statistics differ between the executions
-    everything = distilled(execution=execution, keep_ratio=1.0)
-    assert float(everything["loss_distill"]) < 1e-5
-    losses = distilled(execution=execution, keep_ratio=0.05)
-    assert float(losses["loss_distill"]) > 1e-4
-    losses["loss_distill"].backward()
-    assert model.encoder.fpn_blocks[0].conv1.conv.weight.grad.abs().sum() > 0
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    for module in model.encoder.modules():
-        module.train()
-    model(images, targets, execution="dense")
-    with_teacher, without = (copy.deepcopy(model) for _ in range(2))
-    for one, weight in ((with_teacher, 2.0), (without, 0.0)):
-        torch.manual_seed(0)
-        overrides = f"losses.distill={weight}"
-        losses_of(one, images, targets, overrides, execution=execution, keep_ratio=0.3)
-    buffers = dict(without.named_buffers())
-    assert any(not torch.equal(buffers[name], value) for name, value in before.items())
-    for name, value in with_teacher.named_buffers():
-        torch.testing.assert_close(value, buffers[name])  # the teacher leaves no trace
-
-
-def test_sparse_and_masked_distil_alike(make_detector, make_targets):
-    images, targets = _images(2), make_targets(2, 1)
-    values = []
-    for execution in ("sparse", "masked"):
-        model = make_detector("nano", "pruner=early").train()
-        options = {"execution": execution, "keep_ratio": 0.4}
-        losses = losses_of(model, images, targets, "losses.distill=1.0", **options)
-        values.append(losses["loss_distill"])
-    torch.testing.assert_close(*values)
 
 
 def test_a_share_of_the_batch_is_for_training_only(make_detector, make_targets):

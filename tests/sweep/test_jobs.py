@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sparse_dset.benchmark import subject
-from sparse_dset.benchmark.subject import open_detector, selection_of
+from sparse_dset.benchmark import measured
+from sparse_dset.benchmark.measured_model import open_detector, selection_of
 from sparse_dset.command_line import check_command_line
 from sparse_dset.config import compose_config
 from sparse_dset.sweep.jobs import check_job, failed_jobs, finished_jobs, job_id, read_objectives
@@ -254,7 +254,7 @@ def test_a_checkpoint_is_opened_with_a_selection_over_its_own(tmp_path, monkeypa
     config["model"]["pruner"] |= {"offsets": {"s4": -1.0}, "calibration": [0.5] * 101}
     state = build_from_config(config, pretrained=False).state_dict()
     save_checkpoint(tmp_path / "x.pt", model_state=state, config=config)
-    monkeypatch.setattr(subject, "model_overrides", list)
+    monkeypatch.setattr(measured, "model_overrides", list)
     overrides = [f"checkpoint={tmp_path / 'x.pt'}", "selection.offsets.s5=2.0"]
     model, opened = open_detector(compose_config("sweep", overrides))
     assert model.pruner.offsets == (-1.0, 2.0)

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sparse_dset.models.modes import evaluation
+from sparse_dset.models.evaluation_mode import evaluation
 from sparse_dset.structures.geometry import STRIDES
 
 _STRIDES = (4, *STRIDES)

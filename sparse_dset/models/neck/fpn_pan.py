@@ -148,7 +148,7 @@ class FpnPan(nn.Module):
         )
         self.pan_blocks = nn.ModuleList(fusion(upsamples=False) for _ in steps)
 
-    def fuse(self, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
+    def merge_levels(self, maps: Sequence[FeatureMap]) -> list[FeatureMap]:
         """Fuses maps of ``width`` channels, finest level first, and returns as many."""
         coarse, inner = maps[-1], []
         for lateral, block, fine in zip(

@@ -67,7 +67,7 @@ def test_fusion_by_hand(training, expansion):
     p4 = _fusion_by_hand(neck.pan_blocks[0], torch.cat([down3, top4], 1))
     down4 = _unfolded(neck.downsample_convs[1], p4)
     p5 = _fusion_by_hand(neck.pan_blocks[1], torch.cat([down4, top5], 1))
-    for ours, expected in zip(neck.fuse([s3, s4, s5]), (p3, p4, p5), strict=True):
+    for ours, expected in zip(neck.merge_levels([s3, s4, s5]), (p3, p4, p5), strict=True):
         torch.testing.assert_close(ours, expected)
 
 
@@ -79,11 +79,11 @@ def test_all_kinds_of_map_agree(training, nested_masks):
     def fuse(kind, masks):
         supports = [Support.from_mask(m) for m in masks]
         maps = [kind.from_dense(t, s) for t, s in zip(levels, supports, strict=True)]
-        return [m.to_dense() for m in neck.fuse(maps)]
+        return [m.to_dense() for m in neck.merge_levels(maps)]
 
     full = [torch.ones(2, *t.shape[2:], dtype=torch.bool) for t in levels]
     for dense, masked, sparse in zip(
-        neck.fuse(levels), fuse(MaskedMap, full), fuse(SparseMap, full), strict=True
+        neck.merge_levels(levels), fuse(MaskedMap, full), fuse(SparseMap, full), strict=True
     ):
         torch.testing.assert_close(masked, dense)
         torch.testing.assert_close(sparse, dense)

@@ -30,7 +30,7 @@ from sparse_dset.models.pruner import SCORE_BY, SELECTORS, ByContent
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredModel:
     """A detector and images.
 
     Attributes:
@@ -70,9 +70,9 @@ class Subject:
         }
 
 
-def open_subject(
+def open_measured_model(
     plain: dict[str, Any], size: Sequence[int] | None, num_images: int, device: torch.device
-) -> Subject:
+) -> MeasuredModel:
     """Opens a detector and images of its data set, or random ones where it has none.
 
     Args:
@@ -98,7 +98,7 @@ def open_subject(
         images = torch.rand(plain["batch_size"], 3, *(size or model.image_size))
     else:
         images = sample_images(dataset, num_images)
-    return Subject(model.to(device).eval(), config, dataset, images.to(device))
+    return MeasuredModel(model.to(device).eval(), config, dataset, images.to(device))
 
 
 def open_detector(plain: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:

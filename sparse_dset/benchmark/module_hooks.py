@@ -1,4 +1,4 @@
-"""Reads a running total before and after every call of a module."""
+"""Hooks around the calls of a module."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import nn
 
 
 @contextmanager
-def watch(
-    module: nn.Module, read: Callable[[], Counter[Any]], grown: Counter[Any]
+def accumulate_during(
+    module: nn.Module, read: Callable[[], Counter[Any]], total: Counter[Any]
 ) -> Iterator[None]:
-    """Adds to ``grown`` by how much what ``read`` returns grows during the module's calls."""
+    """Adds to a total by how much what ``read`` returns grows during the module's calls."""
 
     def before(*_: Any) -> None:
-        grown.subtract(read())
+        total.subtract(read())
 
     def after(*_: Any) -> None:
-        grown.update(read())
+        total.update(read())
 
     with module.register_forward_pre_hook(before), module.register_forward_hook(after):
         yield

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_dset.models.modes import evaluation, switched_to_evaluation
+from sparse_dset.models.evaluation_mode import evaluation, switched_to_evaluation
 from sparse_dset.ops import resolve_backend, use_backend
 from tests.models.training import losses_of
 
