@@ -7,11 +7,15 @@
 #include <algorithm>
 #include <list>
 #include <mutex>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace sparse_dset {
 namespace {
 
 constexpr size_t LARGE = size_t(1) << 20;  // bytes; smaller blocks stay in the C library's heap
+constexpr int SPAN = 512;                  // loans, some forward passes, after which a peak fades
 
 class Pool {
  public:
@@ -20,6 +24,7 @@ class Pool {
     if (block.size == 0) block = {c10::GetCPUAllocator()->allocate(size), size};
     const std::lock_guard<std::mutex> lock(mutex_);
     in_use_ += block.size;
+    recent_peak_ = std::max(recent_peak_, in_use_);
     peak_ = std::max(peak_, in_use_);
     void* data = block.memory.get();
     return {data, new Loan{this, std::move(block)}, &Loan::end, c10::Device(c10::kCPU)};
@@ -57,19 +62,39 @@ class Pool {
 
   void give_back(Block block) {
     std::list<Block> dropped;  // freed after the lock is gone
-    const std::lock_guard<std::mutex> lock(mutex_);
-    in_use_ -= block.size;
-    kept_ += block.size;
-    free_.push_front(std::move(block));
-    while (kept_ > 2 * peak_) {
-      kept_ -= free_.back().size;
-      dropped.splice(dropped.end(), free_, std::prev(free_.end()));
+    bool faded = false;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      in_use_ -= block.size;
+      kept_ += block.size;
+      free_.push_front(std::move(block));
+      if (++loans_ == SPAN) {
+        // One large picture does not hold memory for good: what it needed is forgotten by halves.
+        faded = recent_peak_ < peak_;
+        peak_ = std::max(recent_peak_, peak_ / 2);
+        recent_peak_ = in_use_;
+        loans_ = 0;
+      }
+      while (kept_ > 2 * peak_) {
+        kept_ -= free_.back().size;
+        dropped.splice(dropped.end(), free_, std::prev(free_.end()));
+      }
     }
+    dropped.clear();
+    if (faded) return_heap();
+  }
+
+  // The C library keeps what was freed below its last block in use.
+  static void return_heap() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
   }
 
   std::mutex mutex_;
   std::list<Block> free_;  // the latest first
-  size_t in_use_ = 0, peak_ = 0, kept_ = 0;
+  size_t in_use_ = 0, peak_ = 0, recent_peak_ = 0, kept_ = 0;
+  int loans_ = 0;
 };
 
 Pool& pool() {
