@@ -1,4 +1,4 @@
-"""Memory that the kernels keep for the next results is given back when it is not needed any more."""
+"""Memory that the kernels keep for the next results is given back when nobody needs it any more."""
 
 from __future__ import annotations
 
