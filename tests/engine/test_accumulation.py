@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from sparse_dset.engine.loop import Trainer
 from sparse_dset.engine.optim import OptimConfig
 from sparse_dset.engine.train import make_trainer, prepare
 from sparse_dset.engine.train_config import PruningSchedule, TrainConfig
+from tests.processes import in_two_processes
 
 CPU = torch.device("cpu")
 EXPERTS = (
@@ -174,7 +175,7 @@ def test_passes_add_up_to_one_large_batch(
 
 @pytest.mark.parametrize(("counts", "accumulate"), [(CROWDS, 2), ((0, 1, 0, 0), 1)])
 def test_two_processes_take_the_step_of_one(
-    counts: tuple[int, ...], accumulate: int, tmp_path: Path, in_two_processes: Callable
+    counts: tuple[int, ...], accumulate: int, tmp_path: Path
 ) -> None:
     overrides = (NO_NOISE, "model.execution=sparse", *EVERY_LOSS)
     whole, printed, _ = _step(tmp_path, overrides, counts, 4, 1)
@@ -182,7 +183,7 @@ def test_two_processes_take_the_step_of_one(
     def work(rank: int) -> Any:
         return _step(tmp_path, overrides, counts, 2 // accumulate, accumulate)[:2]
 
-    (first, told), (second, told_there) = in_two_processes(work)
+    (first, told), (second, told_there) = in_two_processes(work, tmp_path)
     assert told == told_there
     assert told == pytest.approx(printed, rel=1e-5, abs=1e-7)
     _assert_same_gradients(first, whole)

@@ -19,12 +19,11 @@ from sparse_dset.engine.checkpoint import (
     replace_config,
     save_checkpoint,
 )
+from tests.engine.stubs import StubDetector
 
 
-def test_what_is_saved_loads_with_the_defaults_of_torch(
-    stub_detector: type[nn.Module], tmp_path: Path
-) -> None:
-    model = stub_detector()
+def test_what_is_saved_loads_with_the_defaults_of_torch(tmp_path: Path) -> None:
+    model = StubDetector()
     config = {"model": {"name": "r18", "sizes": [1, 2]}, "keep_ratio": 0.3, "resume": None}
     path = tmp_path / "deep" / "x.pt"
     save_checkpoint(path, model_state=model.state_dict(), config=config, step=3)
@@ -67,16 +66,14 @@ def test_foreign_objects_are_refused_with_advice(tmp_path: Path) -> None:
     assert load_checkpoint(path, trust=True)["args"].lr == 1
 
 
-def test_missing_empty_cut_and_other_files_are_named(
-    stub_detector: type[nn.Module], tmp_path: Path
-) -> None:
+def test_missing_empty_cut_and_other_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with pytest.raises(FileNotFoundError, match=r"x\.pt"):
         load_checkpoint(path)
     path.touch()
     with pytest.raises(ValueError, match=r"x\.pt is empty"):
         load_checkpoint(path)
-    save_checkpoint(path, model_state=stub_detector().state_dict(), config={})
+    save_checkpoint(path, model_state=StubDetector().state_dict(), config={})
     content = path.read_bytes()
     for length in (10, len(content) // 2, len(content) - 10):
         path.write_bytes(content[:length])
@@ -92,8 +89,8 @@ def test_missing_empty_cut_and_other_files_are_named(
                 load_checkpoint(path, trust=trust)
 
 
-def test_another_class_count_loads_everything_but_the_head(stub_detector: type[nn.Module]) -> None:
-    source, model = stub_detector(num_classes=80), stub_detector(num_classes=3)
+def test_another_class_count_loads_everything_but_the_head() -> None:
+    source, model = StubDetector(num_classes=80), StubDetector(num_classes=3)
     head = model.class_head.weight.clone()
     report = load_weights(model, source.state_dict())
     assert set(report.mismatched) == {"class_head.weight", "class_head.bias"}
@@ -103,9 +100,9 @@ def test_another_class_count_loads_everything_but_the_head(stub_detector: type[n
     assert "class_head.weight [240, 4] in the file, [9, 4] in the model" in str(report)
 
 
-def test_missing_and_unexpected_names_are_listed(stub_detector: type[nn.Module]) -> None:
-    model = stub_detector()
-    state = stub_detector().state_dict()
+def test_missing_and_unexpected_names_are_listed() -> None:
+    model = StubDetector()
+    state = StubDetector().state_dict()
     state["renamed"] = state.pop("box_head.bias")
     report = load_weights(model, state)
     assert report.missing == ("box_head.bias",)
@@ -113,9 +110,9 @@ def test_missing_and_unexpected_names_are_listed(stub_detector: type[nn.Module])
     assert len(report.loaded) == len(state) - 1
 
 
-def test_no_match_at_all_is_an_error(stub_detector: type[nn.Module]) -> None:
+def test_no_match_at_all_is_an_error() -> None:
     with pytest.raises(ValueError, match="none of the weights match"):
-        load_weights(nn.Linear(2, 2), stub_detector().state_dict())
+        load_weights(nn.Linear(2, 2), StubDetector().state_dict())
 
 
 def test_averaged_weights_are_preferred() -> None:

@@ -7,15 +7,15 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from sparse_dset.engine.claim import CLAIM, check_unclaimed, claimed
+from tests.processes import in_two_processes
 
 HOLDER = """
 import multiprocessing, sys, time
@@ -120,22 +120,18 @@ def test_of_many_that_start_together_one_goes_on(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_one_claim_serves_all_processes_of_a_training(
-    tmp_path: Path, in_two_processes: Callable[[Callable[[int], Any]], list[Any]]
-) -> None:
+def test_one_claim_serves_all_processes_of_a_training(tmp_path: Path) -> None:
     def work(rank: int) -> int:
         with claimed(tmp_path / "run"):
             holder = json.loads((tmp_path / "run" / CLAIM).read_text())["pid"]
             dist.barrier()
             return int(holder == os.getpid())
 
-    assert sum(in_two_processes(work)) == 1
+    assert sum(in_two_processes(work, tmp_path)) == 1
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_all_processes_of_a_training_are_refused(
-    tmp_path: Path, in_two_processes: Callable[[Callable[[int], Any]], list[Any]]
-) -> None:
+def test_all_processes_of_a_training_are_refused(tmp_path: Path) -> None:
     def work(rank: int) -> str:
         try:
             with claimed(tmp_path / "run"):
@@ -144,7 +140,7 @@ def test_all_processes_of_a_training_are_refused(
             return str(error)
 
     with claimed_elsewhere(tmp_path / "run") as first:
-        texts = in_two_processes(work)
+        texts = in_two_processes(work, tmp_path)
     assert texts[0] == texts[1]
     assert f"process {first.pid} " in texts[0]
 

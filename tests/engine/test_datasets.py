@@ -2,19 +2,18 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparse_dset.benchmark.validation import find_validation_set, open_validation_set
-from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.datasets import open_dataset
+from tests.engine.stubs import open_coco
 
 
 @pytest.fixture
-def settings(tmp_path: Path, open_coco: Callable[..., CocoDetection]) -> dict[str, Any]:
+def settings(tmp_path: Path) -> dict[str, Any]:
     open_coco(tmp_path)
     return {
         "_target_": "sparse_dset.data.coco.CocoDetection",

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,15 @@ from sparse_dset.data.coco import CocoDetection
 from sparse_dset.data.view import View
 from sparse_dset.engine.evaluate import evaluate, evaluation_loader
 from sparse_dset.engine.loggers import append_row, environment, git_commit
+from tests.engine.stubs import StubDetector, open_coco
 
 
 class Oracle(nn.Module):
     """Knows the boxes of `open_coco`; its count of kept tokens differs between the images."""
 
-    def __init__(self, stub_detector: type[nn.Module]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stub = stub_detector()
+        self.stub = StubDetector()
         self.seen = 0
 
     def forward(self, images: torch.Tensor, **options: Any) -> Any:
@@ -41,11 +41,9 @@ def still(image: torch.Tensor, target: dict) -> tuple[torch.Tensor, dict]:
     return image, target
 
 
-def test_perfect_boxes_score_one_and_kept_tokens_are_counted(
-    tmp_path: Path, open_coco: Callable[..., CocoDetection], stub_detector: type[nn.Module]
-) -> None:
+def test_perfect_boxes_score_one_and_kept_tokens_are_counted(tmp_path: Path) -> None:
     data = open_coco(tmp_path, 5, transforms=still)
-    model = Oracle(stub_detector).train()
+    model = Oracle().train()
     row = evaluate(
         model, evaluation_loader(data, 2), data, execution="sparse", keep_ratio=0.3, progress=False
     )
@@ -58,37 +56,31 @@ def test_perfect_boxes_score_one_and_kept_tokens_are_counted(
     assert all(type(value) is float for value in row.values())
 
 
-def test_images_that_were_left_out_are_an_error(
-    tmp_path: Path, open_coco: Callable[..., CocoDetection], stub_detector: type[nn.Module]
-) -> None:
+def test_images_that_were_left_out_are_an_error(tmp_path: Path) -> None:
     data = open_coco(tmp_path, 5)
     loader = torch.utils.data.DataLoader(
         torch.utils.data.Subset(data, [0, 1]), collate_fn=evaluation_loader(data, 1).collate_fn
     )
     with pytest.raises(RuntimeError, match="3 of 5 images"):
-        evaluate(stub_detector(), loader, data, progress=False)
+        evaluate(StubDetector(), loader, data, progress=False)
     with pytest.raises(RuntimeError, match="5 of 5 images"):
-        evaluate(stub_detector(), [], data, progress=False)
+        evaluate(StubDetector(), [], data, progress=False)
     with pytest.raises(ValueError, match="amp must be one of off, bf16, fp16; got 'fp8'"):
-        evaluate(stub_detector(), loader, data, amp="fp8", progress=False)
+        evaluate(StubDetector(), loader, data, amp="fp8", progress=False)
 
 
-def test_bf16_evaluation_is_close(
-    tmp_path: Path, open_coco: Callable[..., CocoDetection], stub_detector: type[nn.Module]
-) -> None:
+def test_bf16_evaluation_is_close(tmp_path: Path) -> None:
     data = open_coco(tmp_path, 3, transforms=still)
-    row = evaluate(
-        Oracle(stub_detector), evaluation_loader(data, 2), data, amp="bf16", progress=False
-    )
+    row = evaluate(Oracle(), evaluation_loader(data, 2), data, amp="bf16", progress=False)
     assert row["AP"] == pytest.approx(1.0)
 
 
 class Crowd(nn.Module):
     """Tells 150 boxes in a grid, as its decoder says."""
 
-    def __init__(self, stub_detector: type[nn.Module], queries: int = 150) -> None:
+    def __init__(self, queries: int = 150) -> None:
         super().__init__()
-        self.stub = stub_detector()
+        self.stub = StubDetector()
         self.decoder = nn.Module()
         self.decoder.num_queries = queries
 
@@ -125,13 +117,13 @@ def crowd(tmp_path: Path) -> CocoDetection:
 
 
 def test_more_objects_than_a_hundred_are_told_and_counted_with_another_cap(
-    crowd: CocoDetection, stub_detector: type[nn.Module]
+    crowd: CocoDetection,
 ) -> None:
     def run(model: nn.Module, **options: Any) -> dict[str, float]:
         loader = evaluation_loader(crowd, 2)
         return evaluate(model, loader, crowd, progress=False, **options)
 
-    model = Crowd(stub_detector)
+    model = Crowd()
     message = r"1 of 2 images hold more objects than max_detections=100 \(the most: 150\); .*set "
     with pytest.warns(UserWarning, match=message):
         capped = run(model)
@@ -141,7 +133,7 @@ def test_more_objects_than_a_hundred_are_told_and_counted_with_another_cap(
         assert run(model, max_detections=150)["AR150"] > capped["AR100"] + 0.3
         assert run(model, max_detections=400)["AR400"] > capped["AR100"] + 0.3
     with pytest.warns(UserWarning, match=r"than model.decoder.num_queries=60 \(the most: 150\)"):
-        run(Crowd(stub_detector, queries=60), max_detections=150)
+        run(Crowd(queries=60), max_detections=150)
 
 
 def test_rows_are_appended_and_a_cut_line_is_closed(tmp_path: Path) -> None:

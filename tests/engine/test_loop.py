@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.checkpoint import load_checkpoint
 from sparse_dset.engine.hooks import Averaging, EpochResult, ForwardOptions, Hook, StepResult, Stop
 from sparse_dset.engine.loop import Trainer
 from sparse_dset.engine.train_config import PruningSchedule
 from tests.engine.runs import assert_same_state, rows_of
+from tests.engine.stubs import open_coco
+from tests.processes import in_two_processes
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5, 8])
@@ -76,11 +77,7 @@ def test_resuming_is_refused_where_it_cannot_be_exact(make_trainer: Callable[...
         trainer.resume(trainer.folder / "weights.pt")
 
 
-def test_images_without_boxes_train(
-    make_trainer: Callable[..., Trainer],
-    tmp_path: Path,
-    open_coco: Callable[..., CocoDetection],
-) -> None:
+def test_images_without_boxes_train(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no boxes"):
         data = open_coco(tmp_path / "empty", 3, empty=range(3))
     trainer = make_trainer(data=data, epochs=1)
@@ -92,17 +89,14 @@ def test_images_without_boxes_train(
 
 @pytest.mark.parametrize("synced", [False, True])
 def test_two_processes_train_together(
-    make_trainer: Callable[..., Trainer],
-    tmp_path: Path,
-    synced: bool,
-    in_two_processes: Callable,
+    make_trainer: Callable[..., Trainer], tmp_path: Path, synced: bool
 ) -> None:
     def work(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         trainer = make_trainer("both", batch_size=1, epochs=2, accumulate=2, sync_statistics=synced)
         trainer.fit()
         return trainer.model.state_dict(), trainer.hook(Averaging).ema.model.state_dict()
 
-    (first, evaluated), (second, evaluated_there) = in_two_processes(work)
+    (first, evaluated), (second, evaluated_there) = in_two_processes(work, tmp_path)
     assert torch.equal(first["class_head.weight"], second["class_head.weight"])
     name = "backbone.1.running_mean"
     assert torch.allclose(first[name], second[name], atol=1e-6) == synced

@@ -12,10 +12,11 @@ from sparse_dset.engine.optim import (
     parameter_groups,
 )
 from sparse_dset.models.moe import Experts
+from tests.engine.stubs import StubDetector
 
 
-def test_groups_hold_every_parameter_once_with_its_settings(stub_detector: type[nn.Module]) -> None:
-    model = stub_detector()
+def test_groups_hold_every_parameter_once_with_its_settings() -> None:
+    model = StubDetector()
     config = OptimConfig(lr=1e-3, backbone_factor=0.1, weight_decay=0.05)
     groups = {group["name"]: group for group in parameter_groups(model, config)}
     assert set(groups) == {"backbone_decay", "backbone_no_decay", "new_decay", "new_no_decay"}
@@ -46,8 +47,8 @@ def test_neither_the_biases_of_experts_nor_the_background_are_decayed() -> None:
     assert any(p is model["decoder"].background for p in groups["new_no_decay"])
 
 
-def test_frozen_parameters_are_left_out(stub_detector: type[nn.Module]) -> None:
-    model = stub_detector()
+def test_frozen_parameters_are_left_out() -> None:
+    model = StubDetector()
     model.backbone.requires_grad_(False)
     assert {g["name"] for g in parameter_groups(model, OptimConfig())} == {
         "new_decay",
@@ -73,8 +74,8 @@ def test_schedule_values(schedule: str, expected: dict[int, float]) -> None:
         assert lr_factor(config, step, 100) == pytest.approx(factor), step
 
 
-def test_scheduler_scales_every_group(stub_detector: type[nn.Module]) -> None:
-    optimizer = build_optimizer(stub_detector(), OptimConfig(lr=1.0, backbone_factor=0.5))
+def test_scheduler_scales_every_group() -> None:
+    optimizer = build_optimizer(StubDetector(), OptimConfig(lr=1.0, backbone_factor=0.5))
     scheduler = build_scheduler(optimizer, OptimConfig(schedule="constant", warmup_steps=4), 10)
     seen = []
     for _ in range(5):

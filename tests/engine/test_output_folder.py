@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from sparse_dset.data.coco import CocoDetection
 from sparse_dset.engine.checkpoint import load_checkpoint
 from sparse_dset.engine.hooks import Evaluation
 from sparse_dset.engine.loggers import shown
@@ -22,16 +20,11 @@ from sparse_dset.engine.optim import OptimConfig
 from sparse_dset.engine.train import make_trainer as make_any_trainer
 from sparse_dset.engine.train import prepare
 from sparse_dset.engine.train_config import PruningSchedule, TrainConfig
-from tests.engine.conftest import stub_criterion
+from tests.engine.stubs import StubDetector, open_coco, stub_criterion
 
 
 @pytest.fixture
-def make_trainer(
-    tmp_path: Path,
-    open_coco: Callable[..., CocoDetection],
-    stub_detector: type[nn.Module],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Trainer]:
+def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
     """Makes trainers of which one epoch is one step, and whose evaluations give wanted scores."""
     data = open_coco(tmp_path / "data", 2)
 
@@ -55,7 +48,7 @@ def make_trainer(
         )
         prepare(config)
         return make_any_trainer(
-            stub_detector(),
+            StubDetector(),
             stub_criterion,
             data,
             data if scores is not None else None,

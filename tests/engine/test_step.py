@@ -8,7 +8,7 @@ import torch
 
 from sparse_dset.engine.checkpoint import load_checkpoint
 from sparse_dset.engine.loop import Trainer
-from tests.engine.conftest import stub_criterion
+from tests.engine.stubs import stub_criterion
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

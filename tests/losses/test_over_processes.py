@@ -9,6 +9,7 @@ from sparse_dset.losses.cass import CassLoss
 from sparse_dset.losses.dense import DenseSupervision
 from sparse_dset.structures.outputs import DensePredictions
 from sparse_dset.structures.targets import pad_targets
+from tests.processes import in_two_processes
 
 COUNTS = (12, 0)  # one image has all the objects
 
@@ -64,9 +65,9 @@ def _dense():
 @pytest.mark.parametrize(
     "make", [lambda: _cass(True), lambda: _cass(False), _dense], ids=["balanced", "cass", "dense"]
 )
-def test_every_object_weighs_the_same_in_each_process(make, in_two_processes):
+def test_every_object_weighs_the_same_in_each_process(make, tmp_path):
     loss, inputs = make()
     whole = _gradient(loss, inputs, [0, 1])
-    parts = in_two_processes(lambda rank: _gradient(loss, inputs, [rank]))
+    parts = in_two_processes(lambda rank: _gradient(loss, inputs, [rank]), tmp_path)
     assert whole[0].norm() > 1e-3
     torch.testing.assert_close(torch.cat(parts) / 2, whole)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparse_dset.losses.balance import load_balance_loss, router_counts
 from sparse_dset.losses.totals import StepTotals, over_the_step
+from tests.processes import in_two_processes
 
 
 def test_a_pass_on_its_own_divides_by_what_it_counts() -> None:
@@ -30,7 +31,7 @@ def test_a_pass_of_a_step_divides_by_the_steps() -> None:
 
 @pytest.mark.parametrize(("counts", "expected"), [((3, 5), 4.0), ((0, 1), 0.5), ((0, 0), 0.5)])
 def test_the_divisors_of_two_processes_are_half_of_one(
-    counts: tuple[int, int], expected: float, in_two_processes: Callable
+    counts: tuple[int, int], expected: float, tmp_path: Path
 ) -> None:
     # Gradients are averaged over the processes: two halves of the sums over 0.5 are the whole.
     def work(rank: int) -> tuple[Tensor, Tensor]:
@@ -38,7 +39,7 @@ def test_the_divisors_of_two_processes_are_half_of_one(
         given = over_the_step([{"objects": own / 2}, {"objects": own / 2}])
         return StepTotals().divisor("objects", own), StepTotals(given).divisor("objects", own / 2)
 
-    for alone, accumulated in in_two_processes(work):
+    for alone, accumulated in in_two_processes(work, tmp_path):
         assert float(alone) == float(accumulated) == expected
 
 

@@ -11,7 +11,14 @@ from sparse_dset import build_detector
 from sparse_dset.models.decoder.decoder import NO_QUERY_LOGIT
 from sparse_dset.structures import Support
 from sparse_dset.structures.geometry import pad_batch
-from tests.models.training import losses_of
+from tests.models.detectors import (
+    assert_same_gradients,
+    assert_same_outputs,
+    make_detector,
+    make_targets,
+    nested_masks,
+)
+from tests.models.training import losses_of, run_step
 
 SIZE = (96, 160)  # 3 x 5 cells at stride 32
 MOE = "{_target_:sparse_dset.models.moe.MoEConfig,num_experts:4,top_k:2,patch_size:%d}"
@@ -38,23 +45,13 @@ def _images(batch, height=SIZE[0], width=SIZE[1]):
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sparse_equals_masked(
-    variant,
-    images,
-    training,
-    make_detector,
-    make_targets,
-    nested_masks,
-    assert_same_gradients,
-    run_detector,
-    assert_same_outputs,
-):
+def test_sparse_equals_masked(variant, images, training):
     sparse = make_detector("nano", *VARIANTS[variant]).train(training)
     masked = copy.deepcopy(sparse)
     kept = nested_masks((3, 5), IMAGES[images])
     batch, targets = _images(3), make_targets(3, 0, 1)
-    ours = run_detector(sparse, batch, targets, kept=kept, execution="sparse")
-    theirs = run_detector(masked, batch, targets, kept=kept, execution="masked")
+    ours = run_step(sparse, batch, targets, kept=kept, execution="sparse")
+    theirs = run_step(masked, batch, targets, kept=kept, execution="masked")
     assert all(torch.isfinite(v) for v in ours.losses.values())
     assert [int(n) for n in ours.num_kept.sum(0)] == [int(m.sum()) for m in kept]
     assert_same_outputs(ours, theirs)
@@ -63,7 +60,7 @@ def test_sparse_equals_masked(
         torch.testing.assert_close(buffer, other, rtol=1e-6, atol=1e-6, msg=name)
 
 
-def test_sparse_equals_masked_in_float32(make_detector, nested_masks, assert_same_outputs):
+def test_sparse_equals_masked_in_float32():
     model = make_detector(dtype=torch.float32)
     kept = nested_masks((3, 5), [0.6, 0.9])
     images = _images(2).float()
@@ -72,14 +69,7 @@ def test_sparse_equals_masked_in_float32(make_detector, nested_masks, assert_sam
     assert_same_outputs(ours, theirs, atol=1e-4)
 
 
-def test_sparse_equals_masked_when_padded(
-    make_detector,
-    make_targets,
-    nested_masks,
-    assert_same_gradients,
-    run_detector,
-    assert_same_outputs,
-):
+def test_sparse_equals_masked_when_padded():
     sparse = make_detector("nano", "model.decoder.background=learned").train()
     masked = copy.deepcopy(sparse)
     padding = torch.ones(2, *SIZE, dtype=torch.bool)
@@ -88,14 +78,12 @@ def test_sparse_equals_masked_when_padded(
     kept = nested_masks((3, 5), [0.7, 0.7])
     arguments = {"padding_mask": padding, "kept": kept}
     batch, targets = _images(2), make_targets(2, 1)
-    ours = run_detector(sparse, batch, targets, execution="sparse", **arguments)
-    assert_same_outputs(ours, run_detector(masked, batch, targets, execution="masked", **arguments))
+    ours = run_step(sparse, batch, targets, execution="sparse", **arguments)
+    assert_same_outputs(ours, run_step(masked, batch, targets, execution="masked", **arguments))
     assert_same_gradients(sparse, masked)
 
 
-def test_gate_lets_the_detection_losses_train_the_scorer(
-    make_detector, make_targets, assert_same_gradients
-):
+def test_gate_lets_the_detection_losses_train_the_scorer():
     batch, targets = _images(2), make_targets(2, 1)
     models = {}
     for execution in ("sparse", "masked"):
@@ -112,7 +100,7 @@ def test_gate_lets_the_detection_losses_train_the_scorer(
     assert plain.pruner.scorer.heads[0].mlp[0].weight.grad is None
 
 
-def test_the_gate_does_not_change_the_output(make_detector, assert_same_outputs):
+def test_the_gate_does_not_change_the_output():
     model, images = make_detector("nano", "pruner.gate=true"), _images(2)
     with torch.no_grad():
         out = model(images, keep_ratio=0.5)
@@ -124,20 +112,18 @@ def test_the_gate_does_not_change_the_output(make_detector, assert_same_outputs)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_executions_agree_when_all_is_kept(
-    training, make_detector, make_targets, assert_same_gradients, run_detector, assert_same_outputs
-):
+def test_executions_agree_when_all_is_kept(training):
     batch, targets = _images(2), make_targets(2, 1)
     dense = make_detector("nano", "pruner.keep_ratio=1").train(training)
     models = {e: copy.deepcopy(dense) for e in ("dense_scatter", "sparse", "masked")}
-    expected = run_detector(dense, batch, targets, execution="dense")
+    expected = run_step(dense, batch, targets, execution="dense")
     assert expected.num_kept.tolist() == expected.num_tokens.tolist() == [[240, 60, 15]] * 2
     for execution, model in models.items():
-        assert_same_outputs(expected, run_detector(model, batch, targets, execution=execution))
+        assert_same_outputs(expected, run_step(model, batch, targets, execution=execution))
         assert_same_gradients(dense, model)
 
 
-def test_what_ran_is_reported(make_detector):
+def test_what_ran_is_reported():
     model = make_detector()
     for execution in ("dense", "dense_scatter", "sparse", "masked"):
         out = model(_images(1, 64, 64), execution=execution)
@@ -146,9 +132,7 @@ def test_what_ran_is_reported(make_detector):
 
 
 @torch.no_grad()
-def test_dense_scatter_attends_to_kept_cells_and_fills_the_others_with_zero(
-    make_detector, nested_masks
-):
+def test_dense_scatter_attends_to_kept_cells_and_fills_the_others_with_zero():
     model, images = make_detector(), _images(2)
     kept = nested_masks((3, 5), [0.6, "one"])
     out = model(images, kept=kept, execution="dense_scatter")
@@ -171,7 +155,7 @@ def test_dense_scatter_attends_to_kept_cells_and_fills_the_others_with_zero(
     assert out.num_kept.tolist() == [[240, 60, int(m.sum())] for m in kept[2]]
 
 
-def test_dense_scatter_prunes_the_levels_asked_for(make_detector, nested_masks):
+def test_dense_scatter_prunes_the_levels_asked_for():
     model = make_detector("nano", "pruner.scatter_levels=[s3,s4,s5]")
     kept = nested_masks((3, 5), [0.6])
     out = model(_images(1), kept=kept, execution="dense_scatter")
@@ -186,9 +170,9 @@ def test_dense_scatter_prunes_the_levels_asked_for(make_detector, nested_masks):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("execution", ["dense", "dense_scatter", "sparse", "masked"])
-def test_more_queries_than_tokens(execution, training, make_detector, make_targets, run_detector):
+def test_more_queries_than_tokens(execution, training):
     model = make_detector("nano", "model.decoder.num_queries=300").train(training)
-    out = run_detector(
+    out = run_step(
         model, _images(2, 64, 64), make_targets(2, 5), execution=execution, keep_ratio=0.1
     )
     kept = {"dense": 84, "dense_scatter": 81}.get(execution, 21)
@@ -202,7 +186,7 @@ def test_more_queries_than_tokens(execution, training, make_detector, make_targe
     assert all(v.isfinite() for v in out.losses.values())
 
 
-def test_images_with_fewer_tokens_get_masked_queries(make_detector, nested_masks):
+def test_images_with_fewer_tokens_get_masked_queries():
     model = make_detector("nano", "model.decoder.num_queries=40")
     kept = nested_masks((3, 5), [0.9, "one", 0.0])
     for execution in ("sparse", "masked"):
@@ -212,7 +196,7 @@ def test_images_with_fewer_tokens_get_masked_queries(make_detector, nested_masks
         assert out.pred_boxes.isfinite().all()
 
 
-def test_masked_queries_are_not_in_the_losses(make_detector, make_targets, nested_masks):
+def test_masked_queries_are_not_in_the_losses():
     """Images do not touch each other in evaluation, so the sums of the losses add up."""
     model, images, targets = make_detector(), _images(2), make_targets(3, 2)
     kept = nested_masks((3, 5), [0.9, "one"])
@@ -232,7 +216,7 @@ def test_masked_queries_are_not_in_the_losses(make_detector, make_targets, neste
 
 
 @pytest.mark.parametrize("size", [(320, 640), (640, 320)])
-def test_off_square_images_keep_their_axes(size, make_detector):
+def test_off_square_images_keep_their_axes(size):
     out = make_detector(dtype=torch.float32)(_images(1, *size).float(), keep_ratio=0.2)
     assert [m.shape[1:] for m in out.kept] == [(size[0] // s, size[1] // s) for s in (8, 16, 32)]
     assert out.num_kept.tolist() == [[640, 160, 40]]
@@ -240,7 +224,7 @@ def test_off_square_images_keep_their_axes(size, make_detector):
 
 
 @torch.no_grad()
-def test_a_bright_spot_changes_the_scores_around_it(make_detector):
+def test_a_bright_spot_changes_the_scores_around_it():
     images = torch.full((2, 3, 64, 320), 0.5, dtype=torch.float64)
     images[1, :, 2:10, 284:292] = 1.0  # at x = 0.9, y = 0.1
     scores = make_detector()(images).token_scores[0]
@@ -249,27 +233,25 @@ def test_a_bright_spot_changes_the_scores_around_it(make_detector):
     assert (y, x) in [(0, 8), (0, 9)]  # cells next to it see it too
 
 
-def test_an_empty_batch_of_objects_trains(make_detector, make_targets, run_detector):
+def test_an_empty_batch_of_objects_trains():
     model = make_detector().train()
-    out = run_detector(model, _images(2, 64, 64), make_targets(0, 0))
+    out = run_step(model, _images(2, 64, 64), make_targets(0, 0))
     assert all(v.isfinite() for v in out.losses.values())
     assert not any("_dn_" in name for name in out.losses)
 
 
-def test_training_gives_every_parameter_a_gradient(make_detector, make_targets, run_detector):
+def test_training_gives_every_parameter_a_gradient():
     model = make_detector("nano", *VARIANTS["experts"]).train()
-    run_detector(model, _images(2), make_targets(3, 2), keep_ratio=0.5)
+    run_step(model, _images(2), make_targets(3, 2), keep_ratio=0.5)
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_experts_without_any_token_get_zero_gradients(
-    training, make_detector, make_targets, nested_masks, run_detector
-):
+def test_experts_without_any_token_get_zero_gradients(training):
     model = make_detector("nano", *VARIANTS["experts"]).train(training)
     kept = nested_masks((3, 5), [0.0, 0.0])
-    out = run_detector(model, _images(2), make_targets(2, 1), kept=kept)
+    out = run_step(model, _images(2), make_targets(2, 1), kept=kept)
     assert all(v.isfinite() for v in out.losses.values())
     for name, parameter in model.named_parameters():
         if ".moe." in name and name.startswith("encoder"):
@@ -289,12 +271,12 @@ def test_experts_without_any_token_get_zero_gradients(
         ({"padding_mask": torch.zeros(1, 64, 64)}, "padding_mask must be bool"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, message, make_detector):
+def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_detector()(_images(1, 64, 64), **arguments)
 
 
-def test_masks_that_do_not_nest_are_refused(make_detector):
+def test_masks_that_do_not_nest_are_refused():
     kept = [torch.ones(1, n, n, dtype=torch.bool) for n in (8, 4, 2)]
     kept[2][0, 0, 1] = False
     with pytest.raises(ValueError, match="must nest"):
@@ -309,19 +291,19 @@ def test_masks_that_do_not_nest_are_refused(make_detector):
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "floating point"),
     ],
 )
-def test_bad_images_are_refused(images, message, make_detector):
+def test_bad_images_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         make_detector()(images)
 
 
-def test_progress_goes_from_all_tokens_to_the_target(make_detector):
+def test_progress_goes_from_all_tokens_to_the_target():
     model = make_detector("nano", "pruner.keep_ratio=0.2")
     images = _images(1, 64, 160)
     kept = [int(model(images, progress=p).num_kept[0, 2]) for p in (0.0, 0.5, 1.0)]
     assert kept == [10, 6, 2]
 
 
-def test_support_and_masks_of_the_output_agree(make_detector):
+def test_support_and_masks_of_the_output_agree():
     out = make_detector()(_images(2), keep_ratio=0.4)
     assert out.num_kept[:, 2].tolist() == [6, 6]
     for level, mask in enumerate(out.kept):
@@ -330,7 +312,7 @@ def test_support_and_masks_of_the_output_agree(make_detector):
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("keep_ratio", "runs"), [(0.4, "sparse"), (1.0, "dense")])
-def test_auto_runs_what_suits_and_gives_the_same(keep_ratio, runs, padded, make_detector):
+def test_auto_runs_what_suits_and_gives_the_same(keep_ratio, runs, padded):
     model, images = make_detector("nano").eval(), torch.rand(2, 3, 96, 160, dtype=torch.float64)
     padding_mask = torch.zeros(2, 96, 160, dtype=torch.bool)
     padding_mask[1, 70:] = padded
@@ -343,7 +325,7 @@ def test_auto_runs_what_suits_and_gives_the_same(keep_ratio, runs, padded, make_
     torch.testing.assert_close(auto.pred_boxes, sparse.pred_boxes)
 
 
-def test_a_share_of_the_batch_is_for_training_only(make_detector, make_targets):
+def test_a_share_of_the_batch_is_for_training_only():
     model, images = make_detector("nano", "pruner.selector=batch"), _images(3)
     images[0] = 0.0  # another kind of picture, with scores of its own
     counts = model(images, execution="sparse", keep_ratio=0.4).num_kept[:, -1]

@@ -8,6 +8,7 @@ import functools
 import pytest
 import torch
 
+from tests.models.detectors import make_detector, make_targets
 from tests.models.training import losses_of
 
 SIZE = (96, 160)  # 3 x 5 cells at stride 32
@@ -19,9 +20,7 @@ def _images(batch):
 
 @pytest.mark.parametrize("settings", [(), ("pruner=early",)])
 @pytest.mark.parametrize("execution", ["sparse", "masked", "dense_scatter"])
-def test_distillation_compares_kept_tokens_with_those_of_the_dense_network(
-    make_detector, make_targets, execution, settings
-):
+def test_distillation_compares_kept_tokens_with_those_of_the_dense_network(execution, settings):
     images, targets = _images(2), make_targets(2, 1)
     model = make_detector("nano", *settings).train()
     distilled = functools.partial(losses_of, model, images, targets, "losses.distill=2.0")
@@ -49,7 +48,7 @@ def test_distillation_compares_kept_tokens_with_those_of_the_dense_network(
         torch.testing.assert_close(value, buffers[name])  # the teacher leaves no trace
 
 
-def test_sparse_and_masked_distil_alike(make_detector, make_targets):
+def test_sparse_and_masked_distil_alike():
     images, targets = _images(2), make_targets(2, 1)
     values = []
     for execution in ("sparse", "masked"):

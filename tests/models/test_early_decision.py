@@ -9,7 +9,14 @@ import torch
 
 from sparse_dset import build_detector
 from sparse_dset.structures import check_nested
-from tests.models.training import losses_of
+from tests.models.detectors import (
+    assert_same_gradients,
+    assert_same_outputs,
+    make_detector,
+    make_targets,
+    nested_masks,
+)
+from tests.models.training import losses_of, run_step
 
 SIZE = (96, 160)  # 3 x 5 cells at stride 32
 MODELS = {
@@ -32,23 +39,13 @@ def _images(batch, height=SIZE[0], width=SIZE[1]):
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("name", MODELS)
-def test_sparse_equals_masked(
-    name,
-    images,
-    training,
-    make_detector,
-    make_targets,
-    nested_masks,
-    assert_same_gradients,
-    run_detector,
-    assert_same_outputs,
-):
+def test_sparse_equals_masked(name, images, training):
     sparse = make_detector(*MODELS[name]).train(training)
     masked = copy.deepcopy(sparse)
     kept = nested_masks((3, 5), IMAGES[images])
     batch, targets = _images(3), make_targets(3, 0, 1)
-    ours = run_detector(sparse, batch, targets, kept=kept, execution="sparse")
-    theirs = run_detector(masked, batch, targets, kept=kept, execution="masked")
+    ours = run_step(sparse, batch, targets, kept=kept, execution="sparse")
+    theirs = run_step(masked, batch, targets, kept=kept, execution="masked")
     assert_same_outputs(ours, theirs)
     assert_same_gradients(sparse, masked)
     for (buffer_name, buffer), other in zip(sparse.named_buffers(), masked.buffers(), strict=True):
@@ -56,9 +53,7 @@ def test_sparse_equals_masked(
 
 
 @pytest.mark.parametrize("name", ["r18, s3", "nano, s3", "nano, s2"])
-def test_sparse_equals_masked_when_padded(
-    name, make_detector, make_targets, assert_same_gradients, run_detector, assert_same_outputs
-):
+def test_sparse_equals_masked_when_padded(name):
     sparse = make_detector(*MODELS[name]).train()
     masked = copy.deepcopy(sparse)
     padding = torch.ones(2, *SIZE, dtype=torch.bool)
@@ -66,8 +61,8 @@ def test_sparse_equals_masked_when_padded(
     padding[1, :, :90] = False
     batch, targets = _images(2), make_targets(2, 1)
     arguments = {"padding_mask": padding, "keep_ratio": 0.5}
-    ours = run_detector(sparse, batch, targets, execution="sparse", **arguments)
-    theirs = run_detector(masked, batch, targets, execution="masked", **arguments)
+    ours = run_step(sparse, batch, targets, execution="sparse", **arguments)
+    theirs = run_step(masked, batch, targets, execution="masked", **arguments)
     assert_same_outputs(ours, theirs)
     assert_same_gradients(sparse, masked)
     check_nested(ours.kept)
@@ -76,9 +71,7 @@ def test_sparse_equals_masked_when_padded(
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_all_executions_agree_when_everything_is_kept(
-    name, padded, make_detector, assert_same_outputs
-):
+def test_all_executions_agree_when_everything_is_kept(name, padded):
     model, batch = make_detector(*MODELS[name]), _images(2)
     padding = torch.zeros(2, *SIZE, dtype=torch.bool)
     if padded:
@@ -93,9 +86,7 @@ def test_all_executions_agree_when_everything_is_kept(
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_training_agrees_with_dense_when_everything_is_kept(
-    name, padded, make_detector, make_targets, assert_same_gradients, run_detector
-):
+def test_training_agrees_with_dense_when_everything_is_kept(name, padded):
     """Statistics of a batch too: those of all sites are those of the dense map."""
     dense = make_detector(*MODELS[name]).train()
     sparse = copy.deepcopy(dense)
@@ -103,10 +94,8 @@ def test_training_agrees_with_dense_when_everything_is_kept(
     padding = torch.zeros(2, *SIZE, dtype=torch.bool)
     if padded:
         padding[0, 70:], padding[1, :, 90:] = True, True
-    expected = run_detector(dense, batch, targets, execution="dense", padding_mask=padding)
-    out = run_detector(
-        sparse, batch, targets, execution="sparse", keep_ratio=1.0, padding_mask=padding
-    )
+    expected = run_step(dense, batch, targets, execution="dense", padding_mask=padding)
+    out = run_step(sparse, batch, targets, execution="sparse", keep_ratio=1.0, padding_mask=padding)
     for loss, value in expected.losses.items():
         torch.testing.assert_close(out.losses[loss], value, rtol=1e-5, atol=1e-5)
     assert_same_gradients(dense, sparse)
@@ -116,7 +105,7 @@ def test_training_agrees_with_dense_when_everything_is_kept(
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_the_inference_form_is_the_same_network(name, make_detector):
+def test_the_inference_form_is_the_same_network(name):
     model, batch = make_detector(*MODELS[name], dtype=torch.float32), _images(2).float()
     fused = copy.deepcopy(model).fuse()
     for execution, keep_ratio in (("dense", 1.0), ("sparse", 0.4), ("masked", 0.4)):
@@ -134,7 +123,7 @@ def test_the_inference_form_is_the_same_network(name, make_detector):
 
 
 @torch.no_grad()
-def test_pruned_sites_have_no_influence(make_detector, nested_masks):
+def test_pruned_sites_have_no_influence():
     """Stages before the decision see the whole image; later ones only what was kept."""
     model, kept = make_detector("r18", "pruner.stage=s3"), nested_masks((3, 5), [0.5])
     seen = []
@@ -145,7 +134,7 @@ def test_pruned_sites_have_no_influence(make_detector, nested_masks):
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_see_each_other(make_detector):
+def test_images_of_a_batch_do_not_see_each_other():
     model, batch = make_detector("nano", "pruner.stage=s3", "pruner.selector=threshold"), _images(3)
     scores = model(batch, execution="sparse").token_scores[0]
     model.pruner.selector = type(model.pruner.selector)(threshold=float(scores.sigmoid().median()))
@@ -159,7 +148,7 @@ def test_images_of_a_batch_do_not_see_each_other(make_detector):
         )
 
 
-def test_the_gate_trains_an_early_scorer(make_detector, make_targets, assert_same_gradients):
+def test_the_gate_trains_an_early_scorer():
     batch, targets, models = _images(2), make_targets(2, 1), {}
     for execution in ("sparse", "masked"):
         settings = "pruner=early", "pruner.gate=true"
@@ -171,7 +160,7 @@ def test_the_gate_trains_an_early_scorer(make_detector, make_targets, assert_sam
     assert_same_gradients(models["sparse"], models["masked"])
 
 
-def test_a_backbone_that_cannot_run_on_kept_sites_says_why(make_detector):
+def test_a_backbone_that_cannot_run_on_kept_sites_says_why():
     settings = "model.backbone.name=mobilenetv3_small_100", "model.backbone.frozen=[]"
     model = build_detector("nano", 3, [*settings, "pruner.stage=s3"], pretrained=False)
     with pytest.raises(ValueError, match="pruner.stage=s3: .* mean, which has no form .*=s5"):

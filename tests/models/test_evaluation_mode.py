@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparse_dset.models.evaluation_mode import evaluation, switched_to_evaluation
 from sparse_dset.ops import resolve_backend, use_backend
+from tests.models.detectors import make_detector, make_targets
 from tests.models.training import losses_of
 
 
@@ -55,7 +56,7 @@ def _pictures(count: int) -> list[Tensor]:
 )
 @pytest.mark.parametrize("mode", [True, False])
 def test_threads_find_what_one_thread_finds_and_change_nothing(
-    name: str, overrides: tuple[str, ...], mode: bool, make_detector: Callable
+    name: str, overrides: tuple[str, ...], mode: bool
 ) -> None:
     model = make_detector(name, "model.image_size=[64,96]", *overrides, dtype=torch.float32)
     pictures = _pictures(3)
@@ -69,9 +70,7 @@ def test_threads_find_what_one_thread_finds_and_change_nothing(
     _assert_same_state(_state(model), before)
 
 
-def test_a_model_of_which_a_part_is_in_training_keeps_its_parts_modes(
-    make_detector: Callable,
-) -> None:
+def test_a_model_of_which_a_part_is_in_training_keeps_its_parts_modes() -> None:
     model = make_detector("nano", "model.image_size=[64,96]", dtype=torch.float32)
     picture = torch.rand(3, 64, 96)
     expected = _found(model, picture)
@@ -96,7 +95,7 @@ def test_an_error_or_a_prediction_within_one_leaves_no_trace(mode: bool) -> None
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_the_mode_that_is_set_meanwhile_is_kept(mode: bool, make_detector: Callable) -> None:
+def test_the_mode_that_is_set_meanwhile_is_kept(mode: bool) -> None:
     model = make_detector("nano", "model.image_size=[64,96]", dtype=torch.float32)
     picture = torch.rand(3, 64, 96)
     expected = _found(model, picture)
@@ -123,9 +122,7 @@ def test_the_mode_that_is_set_meanwhile_is_kept(mode: bool, make_detector: Calla
     assert model.encoder.training == (not mode)
 
 
-def test_training_goes_on_while_others_predict(
-    make_detector: Callable, make_targets: Callable
-) -> None:
+def test_training_goes_on_while_others_predict() -> None:
     model = make_detector("nano", "model.image_size=[64,96]", dtype=torch.float32)
     images, targets = torch.rand(2, 3, 64, 96), make_targets(2, 1)
     inside, trained = threading.Event(), threading.Event()

@@ -8,6 +8,7 @@ from sparse_dset.models.executions import DENSE, EXECUTIONS, NAMES, SPARSE, Spar
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 from sparse_dset.structures.geometry import pad_batch
 from sparse_dset.structures.tables import PLAIN_TABLES
+from tests.models.detectors import make_detector
 
 
 class Halved(Sparse):
@@ -85,7 +86,7 @@ def test_the_kinds_of_maps() -> None:
 
 
 @pytest.mark.parametrize("stage", ["pruner=default", "pruner=early"])
-def test_an_execution_from_outside_runs(make_detector, stage: str) -> None:
+def test_an_execution_from_outside_runs(stage: str) -> None:
     model = make_detector("nano", stage)
     images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
     out = model(images, execution=Halved(), keep_ratio=0.5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.models.detectors import make_detector
+
 
 @pytest.mark.parametrize("model", ["nano", "r18"])
 @pytest.mark.parametrize("execution", ["dense", "dense_scatter", "sparse", "masked"])
-def test_outputs_stay_the_same(execution, model, make_detector):
+def test_outputs_stay_the_same(execution, model):
     # As many queries as tokens: rounding cannot change the choice among them, only their order.
     detector = make_detector(model, "model.decoder.num_queries=400", dtype=torch.float32).eval()
     images = torch.rand(2, 3, 96, 160)
@@ -27,7 +29,7 @@ def test_outputs_stay_the_same(execution, model, make_detector):
         assert distance.amin(0).max() <= 1e-4 * scale
 
 
-def test_it_cannot_be_trained(make_detector):
+def test_it_cannot_be_trained():
     detector = make_detector("nano", dtype=torch.float32).fuse()
     assert not detector.training
     with pytest.raises(RuntimeError, match="cannot be trained"):
@@ -35,7 +37,7 @@ def test_it_cannot_be_trained(make_detector):
 
 
 @torch.no_grad()
-def test_large_maps_of_inverted_residuals(make_detector):
+def test_large_maps_of_inverted_residuals():
     """Large enough for strips."""
     model, images = make_detector("nano", dtype=torch.float32), torch.rand(2, 3, 320, 352)
     expected = model.backbone(images)
@@ -43,7 +45,7 @@ def test_large_maps_of_inverted_residuals(make_detector):
         torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
 
 
-def test_it_runs_outside_of_no_grad(make_detector):
+def test_it_runs_outside_of_no_grad():
     detector = make_detector("nano", dtype=torch.float32).fuse()
     images = torch.rand(1, 3, 96, 160)
     for execution in ("dense", "dense_scatter", "sparse", "masked"):
@@ -53,7 +55,7 @@ def test_it_runs_outside_of_no_grad(make_detector):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_half_precision_is_folded_too(dtype, make_detector):
+def test_half_precision_is_folded_too(dtype):
     exact = make_detector("nano", dtype=torch.float32)
     images, state = torch.rand(1, 3, 96, 160), torch.get_rng_state()
     expected = exact.backbone(images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.models.detectors import assert_same_gradients, make_detector, make_targets
 from tests.models.training import losses_of, run_step
 
 EXECUTIONS = ["dense", "dense_scatter", "sparse", "masked"]
@@ -49,13 +50,13 @@ def _assert_same_as_alone(model, small, large, execution, atol):
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", ["nano", "r18"])
-def test_an_image_gives_the_same_padded_and_alone(name, execution, make_detector):
+def test_an_image_gives_the_same_padded_and_alone(name, execution):
     small, large = _pair((64, 64), (160, 128))
     _assert_same_as_alone(make_detector(name), small, large, execution, 1e-7)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_sizes_that_are_no_multiple_of_the_stride(execution, make_detector):
+def test_sizes_that_are_no_multiple_of_the_stride(execution):
     small, large = _pair((45, 83), (83, 125))
     _assert_same_as_alone(make_detector(), small, large, execution, 1e-7)
 
@@ -74,15 +75,13 @@ def _with_backbone(make_detector, name):
 
 @pytest.mark.parametrize("execution", ["dense", "sparse"])
 @pytest.mark.parametrize("name", SEE_PADDING)
-def test_a_backbone_that_sees_the_whole_image_does_not_see_padding(name, execution, make_detector):
+def test_a_backbone_that_sees_the_whole_image_does_not_see_padding(name, execution):
     model = _with_backbone(make_detector, name)
     _assert_same_as_alone(model, *_pair((64, 64), (128, 192)), execution, 1e-7)
     _assert_same_as_alone(model, *_pair((45, 83), (83, 125)), execution, 1e-7)
 
 
-def test_such_a_backbone_learns_from_a_padded_image_what_it_learns_from_it_alone(
-    make_detector, make_targets, assert_same_gradients
-):
+def test_such_a_backbone_learns_from_a_padded_image_what_it_learns_from_it_alone():
     alone, targets = _with_backbone(make_detector, "pvt_v2_b0"), make_targets(3)
     padded = _with_backbone(make_detector, "pvt_v2_b0")
     small, large = _pair((64, 83), (160, 128))
@@ -97,13 +96,13 @@ def test_such_a_backbone_learns_from_a_padded_image_what_it_learns_from_it_alone
 
 
 @pytest.mark.parametrize("execution", ["dense", "sparse"])
-def test_float32(execution, make_detector):
+def test_float32(execution):
     small, large = _pair((64, 64), (160, 128), torch.float32)
     _assert_same_as_alone(make_detector(dtype=torch.float32), small, large, execution, 1e-4)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_an_odd_size_equals_its_explicitly_padded_form(execution, make_detector):
+def test_an_odd_size_equals_its_explicitly_padded_form(execution):
     model, image = make_detector(), torch.rand(1, 3, 83, 125, dtype=torch.float64)
     padded = torch.nn.functional.pad(image, (0, 3, 0, 13), value=0.7)
     mask = torch.ones(1, 96, 128, dtype=torch.bool)
@@ -118,9 +117,7 @@ def test_an_odd_size_equals_its_explicitly_padded_form(execution, make_detector)
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_an_image_of_nothing_but_padding_gives_no_nan(
-    execution, training, make_detector, make_targets
-):
+def test_an_image_of_nothing_but_padding_gives_no_nan(execution, training):
     model = make_detector().train(training)
     mask = torch.zeros(2, 96, 64, dtype=torch.bool)
     mask[1] = True
@@ -135,7 +132,7 @@ def test_an_image_of_nothing_but_padding_gives_no_nan(
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_losses_do_not_depend_on_padding(execution, make_detector, make_targets):
+def test_losses_do_not_depend_on_padding(execution):
     model, targets = make_detector(), make_targets(3)
     image, _ = _pair((64, 83), (160, 128))
     images, mask = _padded(image, torch.rand(1, 3, 160, 128, dtype=torch.float64))
@@ -149,7 +146,7 @@ def test_losses_do_not_depend_on_padding(execution, make_detector, make_targets)
 
 
 @pytest.mark.parametrize("side", ["left", "top", "middle"])
-def test_padding_elsewhere_is_refused(side, make_detector):
+def test_padding_elsewhere_is_refused(side):
     mask = torch.zeros(2, 64, 64, dtype=torch.bool)
     if side == "left":
         mask[1, :, :10] = True
@@ -161,7 +158,7 @@ def test_padding_elsewhere_is_refused(side, make_detector):
         make_detector()(torch.rand(2, 3, 64, 64, dtype=torch.float64), padding_mask=mask)
 
 
-def test_the_backbones_features_are_zero_in_the_padding(make_detector):
+def test_the_backbones_features_are_zero_in_the_padding():
     model, seen = make_detector(), []
     model.pruner.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[:2]))
     with torch.no_grad():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparse_dset import build_criterion
+from tests.models.detectors import make_detector, make_targets, nested_masks
 from tests.models.training import losses_of
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -15,7 +16,7 @@ EXPERTS = [f"model.encoder.moe={MOE}", f"model.decoder.moe={MOE}"]
 
 @pytest.mark.parametrize("execution", ["dense", "sparse", "masked"])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_evaluation_is_close_to_float32(dtype, execution, make_detector, nested_masks):
+def test_evaluation_is_close_to_float32(dtype, execution):
     # As many queries as tokens: the choice among them cannot differ, only their order.
     model = make_detector("nano", "model.decoder.num_queries=400", *EXPERTS, dtype=torch.float32)
     images, kept = torch.rand(2, 3, 96, 160), nested_masks((3, 5), [0.8, 0.4])
@@ -35,9 +36,7 @@ def test_evaluation_is_close_to_float32(dtype, execution, make_detector, nested_
 
 @pytest.mark.parametrize("execution", ["dense", "dense_scatter", "sparse", "masked"])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_training_losses_are_float32_and_close(
-    dtype, execution, make_detector, make_targets, nested_masks
-):
+def test_training_losses_are_float32_and_close(dtype, execution):
     model = make_detector("nano", *EXPERTS, dtype=torch.float32).train()
     images, targets = torch.rand(2, 3, 96, 160), make_targets(3, 1)
     arguments = {"kept": nested_masks((3, 5), [0.8, 0.4]), "execution": execution}
@@ -54,7 +53,7 @@ def test_training_losses_are_float32_and_close(
 
 
 @pytest.mark.parametrize("execution", ["dense", "sparse"])
-def test_large_features_stay_finite_in_float16(execution, make_detector, make_targets):
+def test_large_features_stay_finite_in_float16(execution):
     model = make_detector("nano", *EXPERTS, dtype=torch.float32).train()
     read = model.decoder.read
 

@@ -7,6 +7,7 @@ import torch
 
 from sparse_dset import build_detector
 from sparse_dset.engine.checkpoint import load_checkpoint, load_weights, model_weights
+from tests.models.detectors import make_detector
 
 MOE = "{_target_:sparse_dset.models.moe.MoEConfig,num_experts:3,top_k:2,patch_size:%d}"
 EXPERTS = (f"model.encoder.moe={MOE % 2}", f"model.decoder.moe={MOE % 1}")
@@ -19,7 +20,7 @@ def _released(model):
 
 
 @pytest.fixture(scope="module")
-def dense(make_detector):
+def dense():
     return make_detector()
 
 

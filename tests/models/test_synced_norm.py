@@ -12,6 +12,7 @@ from sparse_dset.models.layers import batch_norm
 from sparse_dset.models.synced_norm import SingleValuesNormalised, SyncedBatchNorm
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 from tests.models.training import run_step
+from tests.processes import in_two_processes
 
 
 def _norm():
@@ -31,7 +32,7 @@ def _masks(counts):
 
 @pytest.mark.parametrize("kind", [SparseMap, MaskedMap])
 @pytest.mark.parametrize("counts", [(7, 2), (9, 0), (0, 1), (0, 0), (1, 1)])
-def test_uneven_maps_are_normalised_as_one(kind, counts, in_two_processes):
+def test_uneven_maps_are_normalised_as_one(kind, counts, tmp_path):
     torch.manual_seed(0)
     images, masks = torch.randn(2, 3, 4, 5, dtype=torch.float64), _masks(counts)
     slopes = torch.randn(2, 3, 4, 5, dtype=torch.float64)
@@ -47,7 +48,7 @@ def test_uneven_maps_are_normalised_as_one(kind, counts, in_two_processes):
         with SyncedBatchNorm():
             return run(slice(rank, rank + 1))
 
-    parts = in_two_processes(work)
+    parts = in_two_processes(work, tmp_path)
     whole = run(slice(None))
     for place in (0, 1):  # the output, and the gradient of the input
         torch.testing.assert_close(torch.cat([part[place] for part in parts]), whole[place])
@@ -57,7 +58,7 @@ def test_uneven_maps_are_normalised_as_one(kind, counts, in_two_processes):
         torch.testing.assert_close(part[3:], whole[3:])
 
 
-def test_a_whole_detector_sees_the_statistics_of_all(in_two_processes):
+def test_a_whole_detector_sees_the_statistics_of_all(tmp_path):
     torch.manual_seed(0)
     images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
     kept = [torch.ones(2, 8, 12, dtype=torch.bool), torch.ones(2, 4, 6, dtype=torch.bool)]
@@ -75,7 +76,7 @@ def test_a_whole_detector_sees_the_statistics_of_all(in_two_processes):
         with SyncedBatchNorm():
             return run(slice(rank, rank + 1))
 
-    first, second = in_two_processes(work)
+    first, second = in_two_processes(work, tmp_path)
     whole = run(slice(None))
     assert any("running_var" in name for name in whole)
     for name, value in whole.items():
@@ -147,7 +148,7 @@ def test_a_single_image_trains_at_any_size(name, overrides, size, execution):
     assert all(module.running_var.isfinite().all() for module in norms.values())
 
 
-def test_two_processes_with_one_value_each_have_two_in_all(in_two_processes):
+def test_two_processes_with_one_value_each_have_two_in_all(tmp_path):
     torch.manual_seed(0)
     images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
 
@@ -161,7 +162,7 @@ def test_two_processes_with_one_value_each_have_two_in_all(in_two_processes):
         with SyncedBatchNorm():
             return run(slice(rank, rank + 1))
 
-    parts = in_two_processes(work)
+    parts = in_two_processes(work, tmp_path)
     whole = run(slice(None))
     for part in parts:
         for name, value in whole.items():

@@ -6,6 +6,7 @@ import torch
 from sparse_dset.models.decoder.decoder import Decoder, _may_attend
 from sparse_dset.structures.geometry import Geometry
 from sparse_dset.structures.targets import pad_targets
+from tests.models.detectors import make_targets
 
 
 def _inputs(decoder, batch=2):
@@ -37,7 +38,7 @@ def test_lean_heads_leave_out_what_nobody_reads(background):
     assert lean.router_stats == ()
 
 
-def test_training_gives_all_layers_and_the_denoising_queries(make_targets):
+def test_training_gives_all_layers_and_the_denoising_queries():
     decoder = _decoder(num_denoising=6).train()
     targets = pad_targets(make_targets(3, 1), 3, "cpu")
     output = decoder(*_inputs(decoder), targets)
@@ -46,7 +47,7 @@ def test_training_gives_all_layers_and_the_denoising_queries(make_targets):
     assert all(p.boxes.shape == (2, 10, 4) for p in output.layers)
 
 
-def test_denoising_does_not_change_the_matching_queries(make_targets):
+def test_denoising_does_not_change_the_matching_queries():
     decoder = _decoder(num_denoising=6).train()
     inputs = _inputs(decoder)
     targets = pad_targets(make_targets(3, 1), 3, "cpu")

@@ -11,6 +11,7 @@ from sparse_dset.models.decoder.deformable_attention import MSDeformableAttentio
 from sparse_dset.models.decoder.memory import read_maps
 from sparse_dset.structures import MaskedMap, SparseMap, Support
 from sparse_dset.structures.geometry import Geometry
+from tests.models.detectors import nested_masks
 
 WIDTH, HEADS, POINTS = 8, 2, 4
 SIZE = (96, 160)
@@ -74,7 +75,7 @@ def test_attention_equals_the_formula():
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("sizes", [(SIZE, SIZE), ((60, 101), (96, 77)), ((1, 1), SIZE)])
-def test_both_memories_give_the_same(sizes, learned, nested_masks):
+def test_both_memories_give_the_same(sizes, learned):
     attention, (query, boxes) = _attention(), _queries()
     background = torch.randn(3, WIDTH, dtype=torch.float64) if learned else None
     geometry = _geometry(*sizes)

@@ -8,6 +8,7 @@ from torch import nn
 from sparse_dset.models.neck.fpn_pan import CSPRepLayer, FpnPan, RepVggBlock
 from sparse_dset.ops.activations import activate
 from sparse_dset.structures import MaskedMap, SparseMap, Support
+from tests.models.detectors import nested_masks
 
 
 def _spread(module):
@@ -72,7 +73,7 @@ def test_fusion_by_hand(training, expansion):
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_all_kinds_of_map_agree(training, nested_masks):
+def test_all_kinds_of_map_agree(training):
     neck = _spread(FpnPan(8, blocks=2, expansion=0.5)).train(training)
     levels = _levels()
 

@@ -8,6 +8,7 @@ import torch
 from sparse_dset.models.pruner import Threshold, TopK, grown, inherit, make_pruner, select
 from sparse_dset.structures import check_nested
 from sparse_dset.structures.geometry import STRIDES, Geometry
+from tests.models.detectors import make_detector
 
 CHANNELS = (2, 4, 6, 8)
 
@@ -254,7 +255,7 @@ def test_baselines_score_without_training(stage, finest):
     torch.testing.assert_close(changed, expected)
 
 
-def test_offsets_move_tokens_from_one_level_to_another(make_detector):
+def test_offsets_move_tokens_from_one_level_to_another():
     images = torch.rand(2, 3, 128, 160)
 
     def kept(**offsets):
@@ -273,6 +274,6 @@ def test_offsets_move_tokens_from_one_level_to_another(make_detector):
     assert all(map(torch.equal, scores, shifted))  # what is learnt is not shifted
 
 
-def test_offsets_are_of_levels_that_decide(make_detector):
+def test_offsets_are_of_levels_that_decide():
     with pytest.raises(ValueError, match="offsets names 's4'; the levels that decide are s5"):
         make_detector("nano", "pruner.offsets={s4:1.0}")
