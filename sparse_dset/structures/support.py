@@ -181,7 +181,8 @@ class Support:
                 not nest.
         """
         _check_halved(self, coarser)
-        rows = self._maker.parents(self.indices, coarser.row_map())
+        row_map = coarser.row_map()
+        rows = self._indexed(lambda: self._maker.parents(self.indices, row_map), (IndexError,))
         if rows.numel() and int(rows.min()) < 0:
             site = self.indices[int(rows.argmin())].tolist()
             raise ValueError(f"site (batch, y, x) = {site} has no kept parent: supports must nest")
@@ -198,7 +199,10 @@ class Support:
 
     def _windows(self, source: Support, size: int, stride: int) -> Tensor:
         check_window(size)
-        return self._maker.windows(source.row_map(), self.indices, size, stride)
+        row_map = source.row_map()
+        return self._indexed(
+            lambda: self._maker.windows(row_map, self.indices, size, stride), (IndexError,)
+        )
 
     def _make_mask(self) -> Tensor:
         return self.row_map() >= 0
@@ -213,11 +217,15 @@ class Support:
             lambda: rows.index_put_((self.flat_index(),), numbers).view(self.shape)
         )
 
-    def _indexed(self, make: Callable[[], Tensor]) -> Tensor:
+    def _indexed(
+        self,
+        make: Callable[[], Tensor],
+        errors: tuple[type[Exception], ...] = (IndexError, RuntimeError),
+    ) -> Tensor:
         # Looking at all sites first would hold up a GPU.
         try:
             return make()
-        except (IndexError, RuntimeError) as error:
+        except errors as error:
             raise ValueError(
                 f"indices of {self} lie outside its grid, see Support.from_indices: {error}"
             ) from error

@@ -38,6 +38,7 @@ class Tables:
         Returns:
             int32 ``[N, size * size]``, taps in row-major order, -1 where there is no site.
         """
+        _check_not_negative(indices)
         reach = size // 2
         padded = F.pad(row_map, (reach, reach, reach, reach), value=-1)
         offsets = torch.arange(size, device=row_map.device)
@@ -48,8 +49,16 @@ class Tables:
 
     def parents(self, indices: Tensor, coarser_row_map: Tensor) -> Tensor:
         """Finds the row of each site's parent (b, y // 2, x // 2), -1 = none: int64 ``[N]``."""
+        _check_not_negative(indices)
         batch, y, x = indices.long().unbind(1)
         return coarser_row_map[batch, y // 2, x // 2].long()
+
+
+def _check_not_negative(indices: Tensor) -> None:
+    """PyTorch would count from the other end. On a GPU a look at the sites would wait for it."""
+    seen = indices.is_cpu and not torch.compiler.is_compiling()
+    if seen and indices.numel() and int(indices.min()) < 0:
+        raise IndexError(f"a site of {indices.min()} lies outside every grid")
 
 
 PLAIN_TABLES = Tables()

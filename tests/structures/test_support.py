@@ -175,3 +175,16 @@ def test_grids_that_cannot_be_are_refused(shape: tuple[int, int, int]) -> None:
 def test_windows_that_cannot_be_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match=r"a window's size must be odd and in 1\.\.63"):
         Support.full(1, 3, 4).neighbors(size)
+
+
+@pytest.mark.parametrize("site", [(0, 5, 1), (0, 1, 9), (2, 0, 0), (0, -1, 0), (-1, 0, 0)])
+def test_sites_outside_the_grid_are_told_where_tables_are_made(site):
+    support = Support(torch.tensor([site], dtype=torch.int32), 2, 4, 6)
+    good, coarser = Support.full(2, 4, 6), Support.full(2, 2, 3)
+    for make in (
+        support.neighbors,
+        lambda: support.parents(coarser),
+        lambda: Support(support.indices, 2, 2, 3).strided_neighbors(good),
+    ):
+        with pytest.raises(ValueError, match="outside"):
+            make()
