@@ -112,13 +112,13 @@ def main(cfg: DictConfig) -> None:
             repeats=config.repeats,
             fuse=config.fuse,
         )
-        measured = {arm: rows[every.index(arm)] for arm in arms}
+        row_of = {arm: rows[every.index(arm)] for arm in arms}
         shared = {"kind": "benchmark", "setup": setup, "config": measured.config}
         shared["overrides"] = task_overrides()
-        for row in measured.values():
+        for row in row_of.values():
             append_row(folder / "results.jsonl", {**shared, "time": now(), **row})
         if config.evaluate and cfg.checkpoint is not None and measured.dataset is not None:
-            for arm, row in measured.items():  # a later row replaces the one without AP
+            for arm, row in row_of.items():  # a later row replaces the one without AP
                 metrics = evaluate_arm(
                     measured.model,
                     measured.dataset,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_dset.benchmark import measured
+from sparse_dset.benchmark import measured_model
 from sparse_dset.benchmark.measured_model import open_detector, selection_of
 from sparse_dset.command_line import check_command_line
 from sparse_dset.config import compose_config
@@ -254,7 +254,7 @@ def test_a_checkpoint_is_opened_with_a_selection_over_its_own(tmp_path, monkeypa
     config["model"]["pruner"] |= {"offsets": {"s4": -1.0}, "calibration": [0.5] * 101}
     state = build_from_config(config, pretrained=False).state_dict()
     save_checkpoint(tmp_path / "x.pt", model_state=state, config=config)
-    monkeypatch.setattr(measured, "model_overrides", list)
+    monkeypatch.setattr(measured_model, "model_overrides", list)
     overrides = [f"checkpoint={tmp_path / 'x.pt'}", "selection.offsets.s5=2.0"]
     model, opened = open_detector(compose_config("sweep", overrides))
     assert model.pruner.offsets == (-1.0, 2.0)
